@@ -1,0 +1,50 @@
+"""The root of the configuration. Importing this module imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ruyi_rl.data.options import DataOptions
+from ruyi_rl.family.options import ModelOptions
+from ruyi_rl.rewards.options import RewardOptions
+from ruyi_rl.rollout.options import RolloutOptions
+from ruyi_rl.training.options import DeepSpeedOptions, EvaluationOptions, GRPOOptions, SFTOptions
+
+
+@dataclass
+class StageOptions:
+    """The `stage` group."""
+
+    name: str = "overview"
+    """The stage to run; the stages it needs run before it where they are missing."""
+
+
+@dataclass
+class RunConfig:
+    """Everything a run is decided by."""
+
+    stage: StageOptions = field(default_factory=StageOptions)
+    """What to run."""
+    name: str = "???"
+    """Name of the run. Fixed by the config, so that the same command finds its run again."""
+    run_dir: str = "runs/${name}"
+    """Folder of the run: one sub-folder a stage."""
+    seed: int = 1
+    """Decides every random choice of the run."""
+    fresh: bool = False
+    """Start the asked stage over, even where it is done or half done."""
+    start_from: str | None = None
+    """Folder of a family that the asked stage starts from, in place of the stage before it."""
+    num_processes: int = 1
+    """Ranks to start on this machine; leave it at 1 under torchrun or another launcher."""
+    stages: list[str] = field(default_factory=lambda: ["init", "sft", "grpo"])
+    """The order of the pipeline: a stage starts from the family that the one before it left."""
+    model: ModelOptions = field(default_factory=ModelOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    reward: RewardOptions = field(default_factory=RewardOptions)
+    rollout: RolloutOptions = field(default_factory=RolloutOptions)
+    deepspeed: DeepSpeedOptions = field(default_factory=DeepSpeedOptions)
+    pretrain: SFTOptions = field(default_factory=SFTOptions)
+    sft: SFTOptions = field(default_factory=SFTOptions)
+    grpo: GRPOOptions = field(default_factory=GRPOOptions)
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)

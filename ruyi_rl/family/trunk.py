@@ -1,0 +1,161 @@
+"""The decoder of a family: one pass over the trunk gives the hidden states of every asked exit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.models.qwen2 import modeling_qwen2
+from transformers.models.qwen3 import modeling_qwen3
+
+from ruyi_rl.family.config import FamilyConfig, RuyiQwen2Config
+
+
+class FamilyPreTrainedModel(PreTrainedModel):
+    """What transformers must know of both the decoder and the causal LM."""
+
+    config: FamilyConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Qwen2DecoderLayer", "Qwen3DecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+
+class FamilyModel(FamilyPreTrainedModel):
+    """Embedding, trunk `layers`, one `eelayers` block per earlier exit and one of `norms` per exit."""
+
+    def __init__(self, config: FamilyConfig):
+        super().__init__(config)
+        if isinstance(config, RuyiQwen2Config):
+            layer, norm, rotary = (
+                modeling_qwen2.Qwen2DecoderLayer,
+                modeling_qwen2.Qwen2RMSNorm,
+                modeling_qwen2.Qwen2RotaryEmbedding,
+            )
+        else:
+            layer, norm, rotary = (
+                modeling_qwen3.Qwen3DecoderLayer,
+                modeling_qwen3.Qwen3RMSNorm,
+                modeling_qwen3.Qwen3RotaryEmbedding,
+            )
+        points = config.early_exit_points
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList([layer(config, i) for i in range(config.num_hidden_layers)])
+        # A branch's own layer writes cache slot k, the slot after the trunk layers below it.
+        self.eelayers = nn.ModuleList([layer(config, k) for k in points[:-1]])
+        self.norms = nn.ModuleList([norm(config.hidden_size, eps=config.rms_norm_eps) for _ in points])
+        self.rotary_emb = rotary(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value):
+        self.embed_tokens = value
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        exits: Mapping[str, int | None] | None = None,
+        **kwargs,
+    ) -> dict[str, torch.Tensor]:
+        """Hidden states after each asked exit's norm.
+
+        Args:
+            input_ids: (batch, length).
+            attention_mask: (batch, length), 1 for tokens, 0 for padding.
+            position_ids: (batch, length); restarts at 0 mark packed sequences where there is no attention mask.
+            past_key_values: cache of one exit; filled in place.
+            exits: exit name -> number of its rows, or None where all rows are for every exit. With numbers the batch
+                holds the rows of the first name, then of the second …, deepest exit first, and rows leave the batch
+                when their exit has passed.
+
+        Returns:
+            Exit name -> (rows, length, hidden), in the order of `exits`.
+        """
+        exits = exits or {name: None for name in self.config.exits}
+        if use_cache and len(exits) > 1:
+            raise ValueError("a KV cache serves one exit: slot k holds the keys of that exit's own layer")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
+
+        spans = row_spans(exits, self.config.exits, inputs_embeds.shape[0])
+        cos, sin = self.rotary_emb(inputs_embeds, position_ids)
+        masks = {}
+
+        def run(layer: nn.Module, hidden: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+            rows = slice(start, stop)
+            if (start, stop) not in masks:
+                masks[start, stop] = create_causal_mask(
+                    config=self.config,
+                    inputs_embeds=hidden,
+                    attention_mask=None if attention_mask is None else attention_mask[rows],
+                    past_key_values=past_key_values,
+                    position_ids=_rows(position_ids, rows),
+                )
+            return layer(
+                hidden,
+                attention_mask=masks[start, stop],
+                position_embeddings=(_rows(cos, rows), _rows(sin, rows)),
+                position_ids=_rows(position_ids, rows),
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+
+        names = list(self.config.exits)
+        hidden, states = inputs_embeds, {}
+        for depth in range(max(self.config.exits[name] for name in exits) + 1):
+            for name in exits:
+                if self.config.exits[name] != depth:
+                    continue
+                index, (start, stop) = names.index(name), spans[name]
+                own_layer = self.layers[depth] if index == len(names) - 1 else self.eelayers[index]
+                states[name] = self.norms[index](run(own_layer, hidden[start:stop], start, stop))
+            active = max((spans[name][1] for name in exits if self.config.exits[name] > depth), default=0)
+            if active:
+                hidden = run(self.layers[depth], hidden[:active], 0, active)
+        return {name: states[name] for name in exits}
+
+
+def row_spans(exits: Mapping[str, int | None], depths: Mapping[str, int], batch: int) -> dict[str, tuple[int, int]]:
+    """Exit name -> (first row, row after its last).
+
+    Raises:
+        ValueError: row counts that do not add up to the batch, or exits that are not ordered deepest first.
+    """
+    if all(count is None for count in exits.values()):
+        return {name: (0, batch) for name in exits}
+    order = [depths[name] for name in exits]
+    if order != sorted(order, reverse=True):
+        raise ValueError(f"rows of several exits stand deepest exit first, but got {list(exits)}")
+    spans, start = {}, 0
+    for name, count in exits.items():
+        spans[name] = (start, start + count)
+        start += count
+    if start != batch:
+        raise ValueError(f"the exits' rows {dict(exits)} add up to {start}, but the batch has {batch}")
+    return spans
+
+
+def _rows(tensor: torch.Tensor, rows: slice) -> torch.Tensor:
+    return tensor if tensor.shape[0] == 1 else tensor[rows]

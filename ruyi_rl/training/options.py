@@ -1,0 +1,96 @@
+"""`sft`, `pretrain`, `grpo`, `evaluation`, `deepspeed`: options of the training stages. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ruyi_rl.data.options import DataOptions
+
+
+@dataclass
+class LossWeightOptions:
+    """λ_k(t) of the joint loss `L = Σ λ_k(t)·CE_k` (facts: Ruyi2 report, joint training)."""
+
+    preset: str | None = "uniform"
+    """`uniform` (1 each), `ee_llm` (last exit 1, the others decay from 0.5 to 0.1), `layerskip` (in proportion to the
+    branch's depth, summing to 1), or None: `start` and `end` alone."""
+    schedule: str | None = None
+    """How λ moves from `start` to `end`: `constant`, `linear` or `cosine`. None: the preset's."""
+    start: dict[str, float] = field(default_factory=dict)
+    """Exit -> λ at the first step; overrides the preset's."""
+    end: dict[str, float] = field(default_factory=dict)
+    """Exit -> λ at the last step; overrides the preset's."""
+
+
+@dataclass
+class StageTwoOptions:
+    """A second SFT stage on other rows, mixed with replayed rows of the first."""
+
+    data: DataOptions | None = None
+    """Rows of the second stage; None: no second stage."""
+    replay: float = 0.2
+    """Share of first-stage rows in the second stage's mix, 0 <= replay < 1."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """SFTConfig fields that differ from `sft.trainer` in the second stage."""
+
+
+@dataclass
+class SFTOptions:
+    """The `sft` and `pretrain` blocks: joint multi-branch training."""
+
+    exits: list[str] | None = None
+    """Exits to train; None: all. Parameters that only other exits use are frozen."""
+    loss_weights: LossWeightOptions = field(default_factory=LossWeightOptions)
+    """λ per exit."""
+    stage_two: StageTwoOptions = field(default_factory=StageTwoOptions)
+    """Second stage with replay."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Any field of TRL's SFTConfig."""
+
+
+@dataclass
+class AdvantageOptions:
+    """How rewards become advantages."""
+
+    scale: str = "group"
+    """`group`: divided by the spread of the (prompt, exit) group; `exit`: by the exit's spread over the batch; `none`:
+    only centred; `pooled`: centred and scaled over all exits of a prompt together (for comparison)."""
+
+
+@dataclass
+class GRPOOptions:
+    """The `grpo` block."""
+
+    exits: list[str] | None = None
+    """Exits to train; None: all. Parameters that only other exits use are frozen."""
+    advantage: AdvantageOptions = field(default_factory=AdvantageOptions)
+    """How rewards become advantages."""
+    exit_weights: dict[str, float] = field(default_factory=dict)
+    """Exit -> weight of its loss; an exit that is not named weighs 1."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Any field of TRL's GRPOConfig, but for `scale_rewards` (`advantage.scale`) and `use_vllm` (`rollout`)."""
+
+
+@dataclass
+class EvaluationOptions:
+    """The `evaluation` block: how pass rates are measured on held-out rows after `sft` and around `grpo`."""
+
+    problems: int = 256
+    """Held-out problems; 0 switches evaluation off."""
+    samples: int = 8
+    """Samples a problem at `temperature`; greedy decoding is measured besides."""
+    temperature: float = 1.0
+    """Sampling temperature of the pass rate."""
+    max_new_tokens: int | None = None
+    """Limit of a completion; None: the `max_completion_length` of `grpo.trainer`."""
+
+
+@dataclass
+class DeepSpeedOptions:
+    """The `deepspeed` group."""
+
+    mode: str = "auto"
+    """`off`, `zero1`, `zero2`, `zero3`, or `auto`: off on one CPU rank, ZeRO-2 on several."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """DeepSpeed config keys that the stage's trainer does not decide (bucket sizes, offload …)."""
