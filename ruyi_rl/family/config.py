@@ -93,7 +93,7 @@ class FamilyConfig:
         config = BACKBONES[backbone.model_type](
             **values,
             early_exit_points=list(exits.values()),
-            exit_names=list(exits),
+            exit_names=list(exits) or None,
             shared_heads=shared_heads,
         )
         config._name_or_path = backbone._name_or_path
