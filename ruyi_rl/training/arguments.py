@@ -1,0 +1,58 @@
+"""From the config's `trainer` block to TRL's configuration object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ruyi_rl.refusal import Refusal
+
+Arguments = TypeVar("Arguments")
+
+
+def trainer_arguments(
+    kind: type[Arguments],
+    key: str,
+    given: Mapping[str, Any],
+    output_dir: Path,
+    seed: int,
+    defaults: Mapping[str, Any] | None = None,
+) -> Arguments:
+    """An SFTConfig or GRPOConfig from what the config gives; what it leaves out gets the project's defaults.
+
+    Args:
+        kind: the class to make.
+        key: the config key of `given`, for messages.
+        given: field -> value; always wins, but for the output folder.
+        output_dir: where checkpoints go.
+        seed: the run's seed.
+        defaults: further defaults of the stage.
+
+    Raises:
+        Refusal: the class refuses a value.
+    """
+    cuda = torch.cuda.is_available()
+    values: dict[str, Any] = {
+        "seed": seed,
+        "data_seed": seed,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,
+        # A tenth of the run is the most that a kill without warning costs; a signal saves by itself.
+        "save_strategy": "steps",
+        "save_steps": 0.1,
+        "save_total_limit": 2,
+        # TRL's default is bf16 everywhere; a CPU would be slowed down and a small model blurred by it.
+        "bf16": cuda and torch.cuda.is_bf16_supported() and not given.get("fp16", False),
+        "dataloader_pin_memory": cuda,
+        **(defaults or {}),
+        **given,
+        "output_dir": str(output_dir),
+    }
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise Refusal(key, " ".join(str(error).split())) from error

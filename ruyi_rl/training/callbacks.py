@@ -1,0 +1,92 @@
+"""What listens to a trainer: the metrics file, the stop signal, the manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from ruyi_rl import ranks
+from ruyi_rl.run_folder import write_text
+from ruyi_rl.signals import StopSignal
+
+
+class MetricsFile(TrainerCallback):
+    """Appends one JSON object per log to `metrics.jsonl` (rank 0).
+
+    Args:
+        path: the file.
+        phase: number of the training within the stage; each has steps of its own.
+    """
+
+    def __init__(self, path: Path, phase: int = 1):
+        self.path, self.phase = path, phase
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            # A killed run may have logged steps after its last checkpoint; they will come again.
+            kept = [row for row in read_metrics(self.path) if not self._comes_again(row, state.global_step)]
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        # The trainer's closing log sums the run up: that is the summary's, not a step's.
+        if state.is_world_process_zero and logs and "train_runtime" not in logs:
+            row = {"phase": self.phase, "step": state.global_step, **logs}
+            with open(self.path, "a") as file:
+                file.write(json.dumps(row, default=float) + "\n")
+
+    def _comes_again(self, row: dict[str, Any], step: int) -> bool:
+        return (row["phase"], row["step"]) > (self.phase, step)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file, in order; none if there is no file. A line cut by a kill is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return rows
+
+
+class StopOnSignal(TrainerCallback):
+    """After a signal on any rank: log, save and stop on all of them at the end of the same optimiser step."""
+
+    def __init__(self, stop: StopSignal):
+        self.stop = stop
+
+    def on_step_end(self, args, state, control, **kwargs):
+        number = self.stop.number or 0
+        if ranks.world_size() > 1:
+            shared = torch.tensor(number, device=args.device)
+            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+            number = int(shared)
+        if number:
+            self.stop.number = number
+            control.should_log = control.should_save = control.should_training_stop = True
+        return control
+
+
+class OnSave(TrainerCallback):
+    """Calls `record` after every checkpoint."""
+
+    def __init__(self, record: Callable[[], None]):
+        self.record = record
+
+    def on_save(self, args, state, control, **kwargs):
+        self.record()
+
+
+def first_and_last(rows: Sequence[dict[str, Any]], key: str, share: float = 0.1) -> tuple[float | None, float | None]:
+    """Mean of `key` over the first and over the last `share` of the rows that have it, at least one row each."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    if not values:
+        return None, None
+    count = max(1, round(share * len(values)))
+    return sum(values[:count]) / count, sum(values[-count:]) / count

@@ -1,0 +1,65 @@
+"""DeepSpeed's configuration: which ZeRO stage, and everything else left to the trainer's own fields."""
+
+from __future__ import annotations
+
+from ruyi_rl.training.options import DeepSpeedOptions
+
+STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+
+
+def deepspeed_config(options: DeepSpeedOptions, world_size: int) -> dict | None:
+    """What goes to `TrainingArguments(deepspeed=…)`; None: no DeepSpeed.
+
+    `auto` is off on one rank and ZeRO-2 on several. Batch sizes, clipping and precision are "auto", which transformers
+    fills from the trainer's fields (DeepSpeed 0.19 would clip at norm 1.0 by itself); optimiser and scheduler are the
+    trainer's.
+
+    Args:
+        options: the `deepspeed` group.
+        world_size: ranks of the run.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+    mode = options.mode
+    if mode == "auto":
+        mode = "zero2" if world_size > 1 else "off"
+    if mode == "off":
+        return None
+    if mode not in STAGES:
+        raise ValueError(f"deepspeed.mode must be auto, off, {', '.join(STAGES)}, not {options.mode!r}")
+    config = {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+        "zero_optimization": {"stage": STAGES[mode], "stage3_gather_16bit_weights_on_model_save": True},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+    return _merge(config, options.config)
+
+
+def start_process_group(config: dict | None) -> None:
+    """Start torch.distributed the way DeepSpeed expects it, before a model is built.
+
+    Without this, ZeRO-3 on the CPU assumes one rank in its batch arithmetic and asserts.
+    """
+    import torch
+
+    if config is None or torch.distributed.is_initialized():
+        return
+    import deepspeed
+
+    deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+
+
+def _merge(base: dict, changes: dict) -> dict:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,278 @@
+"""GRPO over every exit of a family at once, on TRL's GRPOTrainer.
+
+Everything that is overridden of TRL's private surface is in this class; tests/training/test_trl_surface.py fails when
+TRL changes what it relies on.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from accelerate.utils import gather_object
+from trl import GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
+
+from ruyi_rl.rollout.transformers import TransformersRollout
+from ruyi_rl.rollout.worker import RolloutWorker, Sampling
+from ruyi_rl.training.advantages import group_advantages, normalized_advantages
+from ruyi_rl.training.batches import plan_batches
+from ruyi_rl.training.exit_metrics import rollout_metrics
+from ruyi_rl.training.rows import FamilySampler, balanced_chunks, block_layout, deepest_first, expand_rows
+
+
+class FamilyGRPOTrainer(GRPOTrainer):
+    """All chosen exits answer the same prompts; each is compared with itself and trained by TRL's own loss.
+
+    The objective is `Σ_e w_e · L_e / Σ_e w_e`, where `L_e` is what GRPOTrainer would compute on exit e's completions
+    alone: for any loss type, an exit's length or reward does not change another exit's loss.
+
+    Takes what GRPOTrainer takes, with a `Family` as the model and one dataset row a prompt, and:
+
+    Args:
+        exits: names of the exits to train; None: all. Parameters that none of them runs through are frozen.
+        advantage_scale: see `group_advantages`.
+        exit_weights: exit -> w_e; 1 where not named.
+        rollout: who generates; None: transformers' generate.
+
+    Metrics: TRL's, averaged over the exits, and `<exit>/<metric>` for each exit. Reward functions get the exits' names
+    as the column `exit`.
+
+    Raises:
+        ValueError: batch sizes that do not fit exits and samples, too few prompts for one generation batch, or an
+            option that has no meaning for several exits.
+    """
+
+    def __init__(
+        self,
+        model,
+        reward_funcs,
+        args,
+        train_dataset,
+        eval_dataset=None,
+        *,
+        exits: Sequence[str] | None = None,
+        advantage_scale: str = "group",
+        exit_weights: Mapping[str, float] | None = None,
+        rollout: RolloutWorker | None = None,
+        **kwargs,
+    ):
+        self.exits = deepest_first([name for name in model.exits if exits is None or name in exits], model.exits)
+        self.advantage_scale = advantage_scale
+        self.exit_weights = {name: float((exit_weights or {}).get(name, 1.0)) for name in self.exits}
+        if args.use_adaptive_entropy and len(self.exits) > 1:
+            raise ValueError("use_adaptive_entropy steers one coefficient; with several exits set entropy_coef")
+        self.plan = plan_batches(
+            args.per_device_train_batch_size,
+            args.steps_per_generation,
+            args.num_generations,
+            len(self.exits),
+            args.world_size,
+        )
+        if len(train_dataset) < self.plan.prompts:
+            raise ValueError(
+                f"a generation batch takes {self.plan.prompts} prompts, but there are {len(train_dataset)} to train on"
+            )
+        self._prompt_count = len(train_dataset)
+        self._exit_ids = None  # exit of each row of the pass that is under way
+        self._forwarded = None  # this micro-batch's scored tokens, while the exits' losses are read off them
+        # Before the engine is built: a trainable parameter without a gradient corrupts ZeRO-3's accumulation.
+        model.freeze_except(self.exits)
+        super().__init__(
+            model,
+            reward_funcs,
+            args,
+            expand_rows(train_dataset, self.exits),
+            None if eval_dataset is None else expand_rows(eval_dataset, self.exits),
+            **kwargs,
+        )
+        self.rollout = rollout or TransformersRollout(model, self._tokenizer)
+
+    def _get_train_sampler(self, dataset=None):
+        return FamilySampler(
+            self._prompt_count,
+            self.plan,
+            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+        )
+
+    def _get_eval_sampler(self, eval_dataset):
+        plan = plan_batches(
+            self.args.per_device_eval_batch_size, 1, self.num_generations_eval, len(self.exits), self.args.world_size
+        )
+        return FamilySampler(len(eval_dataset) // len(self.exits), plan, shuffle=False)
+
+    def _prepare_inputs(self, generation_batch):
+        """As TRL's, but its shuffle of rows over micro-batches becomes a split with all exits in each of them."""
+        if not self.model.training:
+            return self._split_by_exit(self._generate_and_score_completions(generation_batch), 1)[0]
+        steps = self.args.steps_per_generation
+        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+            self._buffered_inputs = self._split_by_exit(self._generate_and_score_completions(generation_batch), steps)
+        return self._buffered_inputs[self._step % steps]
+
+    def _split_by_exit(self, batch: dict, steps: int) -> list[dict]:
+        chunks = balanced_chunks(batch["exit_ids"], len(self.exits), steps)
+        rows = len(batch["exit_ids"])
+
+        def per_row(value) -> bool:
+            return isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == rows
+
+        return [{key: value[chunk] if per_row(value) else value for key, value in batch.items()} for chunk in chunks]
+
+    def _generate_and_score_completions(self, inputs):
+        mode = "train" if self.model.training else "eval"
+        samples = self.num_generations if mode == "train" else self.num_generations_eval
+        local = block_layout(len(inputs), len(self.exits), samples, self.accelerator.device)
+        self._exit_ids = local.exit_ids
+        output = super()._generate_and_score_completions(inputs)
+
+        world = block_layout(len(self._rewards), len(self.exits), samples, self.accelerator.device)
+        weights = self.reward_weights.to(self._rewards.device)
+        rewards = (self._rewards * weights).nansum(dim=1).masked_fill(self._rewards.isnan().all(dim=1), torch.nan)
+        if self.multi_objective_aggregation == "normalize_then_sum":
+            advantages = normalized_advantages(self._rewards, weights, world.prompt_ids, world.exit_ids)
+        else:
+            advantages = group_advantages(rewards, world.prompt_ids, world.exit_ids, self.advantage_scale)
+        start = self.accelerator.process_index * len(inputs)
+        output["advantages"] = advantages[start : start + len(inputs)]
+        output["exit_ids"] = local.exit_ids
+        output["exit_tokens"] = self._tokens_per_exit(output, local.exit_ids)
+        self._log_rollouts(mode, rewards, world, advantages, [row["exit"] for row in inputs])
+        return output
+
+    def _tokens_per_exit(self, output: dict, exit_ids: torch.Tensor) -> torch.Tensor:
+        """(exits,): tokens in the loss over all ranks, which token-normalised losses divide by."""
+        mask = output["completion_mask"] * output.get("tool_mask", 1)
+        local = torch.zeros(len(self.exits), device=mask.device).index_add_(0, exit_ids, mask.sum(1).float())
+        return self.accelerator.reduce(local, reduction="sum")
+
+    def _log_rollouts(self, mode, rewards, layout, advantages, exit_names) -> None:
+        lengths, truncated = self.accelerator.gather(self._completion_shape).unbind(1)
+        metrics = rollout_metrics(
+            rewards, self._rewards, self.reward_func_names, lengths, truncated, layout.prompt_ids, layout.exit_ids
+        )
+        for exit, values in metrics.items():
+            for key, value in values.items():
+                self._metrics[mode][f"{self.exits[exit]}/{key}"].append(value)
+        logged = self._logs["advantages"]  # TRL has put its own there, which compare across nothing we asked for
+        for _ in range(min(len(advantages), len(logged))):
+            logged.pop()
+        logged.extend(advantages.tolist())
+        self._logs["extra"]["exit"].extend(gather_object(exit_names))
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        """Each exit's prompts go to the rollout worker in one call."""
+        if images is not None:
+            raise ValueError("a family generates text only")
+        completions: list = [None] * len(prompt_ids)
+        for exit, name in enumerate(self.exits):
+            rows = torch.nonzero(self._exit_ids == exit).flatten().tolist()
+            done = self._complete(name, [prompt_ids[row] for row in rows])
+            for row, completion in zip(rows, done, strict=True):
+                completions[row] = completion
+        self._completion_shape = torch.tensor(
+            [[len(completion.token_ids), not completion.finished] for completion in completions],
+            dtype=torch.float32,
+            device=self.accelerator.device,
+        )
+        log_probs = [completion.log_probs for completion in completions]
+        return [completion.token_ids for completion in completions], None if None in log_probs else log_probs
+
+    def _complete(self, exit: str, prompt_ids: list) -> list:
+        sampling = Sampling(
+            max_new_tokens=self.max_completion_length,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k or 0,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=self._rollout_seed(exit),
+        )
+        if not isinstance(self.rollout, TransformersRollout):
+            return self.rollout.generate(exit, prompt_ids, sampling)
+        with unwrap_model_for_generation(
+            self.model_wrapped,
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+        ):
+            return self.rollout.generate(exit, prompt_ids, sampling)
+
+    def _rollout_seed(self, exit: str) -> int:
+        """From what a resumed run knows as well; the micro-step counts where one update takes several rollouts."""
+        micro_step = self._step % self.args.gradient_accumulation_steps
+        where = (self.args.seed, self.state.global_step, micro_step, self.accelerator.process_index)
+        return random.Random(f"{where} {exit} {self.model.training}").getrandbits(62)
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        return self._rewards
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model,
+        input_ids,
+        attention_mask,
+        logits_to_keep,
+        batch_size=None,
+        compute_entropy=False,
+        compute_aux_loss=False,
+        **multimodal,
+    ):
+        """Log-probs of each row at its own exit; one trunk pass a chunk, in which rows leave at their exit."""
+        if self._forwarded is not None:
+            return self._forwarded
+        rows = input_ids.size(0)
+        log_probs = input_ids.new_zeros((rows, logits_to_keep), dtype=torch.float32)
+        entropies = torch.zeros_like(log_probs)
+        labels = input_ids.masked_fill(attention_mask == 0, -100)
+        labels[:, :-logits_to_keep] = -100
+        for chunk in balanced_chunks(self._exit_ids, len(self.exits), max(rows // (batch_size or rows), 1)):
+            per_exit = len(chunk) // len(self.exits)
+            with self.accelerator.autocast():
+                outputs = model(
+                    input_ids=input_ids[chunk],
+                    attention_mask=attention_mask[chunk],
+                    labels=labels[chunk],
+                    use_cache=False,
+                    exits=dict.fromkeys(self.exits, per_exit),
+                    output="log_probs",
+                    temperature=self.temperature,
+                )
+            scored = torch.cat([outputs.log_probs[name] for name in self.exits])[:, -logits_to_keep:]
+            log_probs = log_probs.to(scored.dtype).index_copy(0, chunk, scored)
+            scored = torch.cat([outputs.entropy[name] for name in self.exits])[:, -logits_to_keep:]
+            entropies = entropies.to(scored.dtype).index_copy(0, chunk, scored)
+        return log_probs, entropies if compute_entropy else None, None
+
+    def _compute_loss(self, model, inputs):
+        """TRL's loss of each exit's rows, from one forward of all."""
+        input_ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        attention_mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        self._exit_ids = inputs["exit_ids"]
+        log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, inputs["completion_ids"].size(1), compute_entropy=True
+        )
+        mode = "train" if self.model.training else "eval"
+        metrics, total = self._metrics, 0.0
+        for exit, name in enumerate(self.exits):
+            rows = inputs["exit_ids"] == exit
+            part = {
+                key: value[rows] if isinstance(value, torch.Tensor) and value.shape[:1] == rows.shape else value
+                for key, value in inputs.items()
+            }
+            part["num_items_in_batch"] = inputs["exit_tokens"][exit]
+            self._forwarded = log_probs[rows], entropies[rows], None
+            self._metrics = {mode: defaultdict(list)}
+            loss = super()._compute_loss(model, part)
+            total = total + self.exit_weights[name] * loss
+            for key, values in self._metrics[mode].items():
+                metrics[mode][f"{name}/{key}"].extend(values)
+                metrics[mode][key].extend(values)
+            metrics[mode][f"{name}/loss"].append(loss.item())
+        self._metrics, self._forwarded = metrics, None
+        return total / sum(self.exit_weights.values())

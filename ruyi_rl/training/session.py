@@ -1,0 +1,75 @@
+"""Runs a trainer inside a stage: callbacks, resume, interruption, and the saved family at its end."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from ruyi_rl import ranks
+from ruyi_rl.execution import StageContext
+from ruyi_rl.report.progress import TrainingProgress
+from ruyi_rl.run_folder import complete_checkpoints
+from ruyi_rl.training.callbacks import MetricsFile, OnSave, StopOnSignal
+
+
+def train(
+    trainer: Trainer,
+    context: StageContext,
+    exits: Sequence[str],
+    metric: str,
+    save_to: Path,
+    phase: int = 1,
+    description: str | None = None,
+) -> dict[str, Any]:
+    """Trains from the newest whole checkpoint in the trainer's output folder and saves the family.
+
+    Args:
+        trainer: built, not started.
+        exits: names shown in the progress.
+        metric: shown for each exit, from `<exit>/<metric>`.
+        save_to: folder for the trained family and its tokenizer.
+        phase: number of this training within the stage.
+        description: for the progress line; None: the stage's name.
+
+    Returns:
+        `{"steps": optimiser steps, "tokens": tokens seen}`.
+
+    Raises:
+        StopNow: a signal came; a checkpoint of the last full step is saved.
+    """
+    progress = TrainingProgress(context.console, description or context.step.stage, exits, metric)
+    for chatty in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(chatty)
+    metrics = MetricsFile(context.folder / "metrics.jsonl", phase)
+    for callback in (metrics, progress, StopOnSignal(context.stop), OnSave(context.record)):
+        trainer.add_callback(callback)
+    checkpoint = ranks.on_rank_zero(lambda: newest_checkpoint(Path(trainer.args.output_dir)))
+    if checkpoint is not None:
+        context.console.print(f"going on from {checkpoint}", markup=False, soft_wrap=True)
+    try:
+        with context.stop.gently():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        progress.close()
+    trainer.save_model(str(save_to))
+    ranks.barrier()
+    return {"steps": trainer.state.global_step, "tokens": int(trainer.state.num_input_tokens_seen)}
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint in `folder`; removes those that a kill left half written."""
+    whole = complete_checkpoints(folder)
+    for path in folder.glob("checkpoint-*"):
+        if path not in whole:
+            shutil.rmtree(path)
+    return whole[-1] if whole else None
+
+
+def leave_deepspeed() -> None:
+    """Lets the next model be loaded whole: a ZeRO-3 configuration that is still known would shard it."""
+    unset_hf_deepspeed_config()
