@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -25,7 +24,7 @@ def train(
     save_to: Path,
     phase: int = 1,
     description: str | None = None,
-) -> dict[str, Any]:
+) -> None:
     """Trains from the newest whole checkpoint in the trainer's output folder and saves the family.
 
     Args:
@@ -35,9 +34,6 @@ def train(
         save_to: folder for the trained family and its tokenizer.
         phase: number of this training within the stage.
         description: for the progress line; None: the stage's name.
-
-    Returns:
-        `{"steps": optimiser steps, "tokens": tokens seen}`.
 
     Raises:
         StopNow: a signal came; a checkpoint of the last full step is saved.
@@ -58,7 +54,6 @@ def train(
         progress.close()
     trainer.save_model(str(save_to))
     ranks.barrier()
-    return {"steps": trainer.state.global_step, "tokens": int(trainer.state.num_input_tokens_seen)}
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
