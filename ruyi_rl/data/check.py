@@ -1,0 +1,57 @@
+"""The look at the data before anything heavy: it imports neither torch nor datasets and stays well under a second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ruyi_rl.data.arithmetic import arithmetic_options, check_problems
+from ruyi_rl.data.fields import map_rows
+from ruyi_rl.data.files import locate, read_records
+from ruyi_rl.data.mapping import compile_mapping
+from ruyi_rl.data.options import DataOptions
+from ruyi_rl.refusal import Refusal, nearest
+
+SOURCES = ("rows", "arithmetic")
+# Bytes read of a split; the loader checks the rest of a larger file.
+BUDGET = 4 * 2**20
+
+
+def check_data(options: DataOptions, stage: str, needs: Iterable[str] = ()) -> None:
+    """Refuse data that the stage cannot use.
+
+    Args:
+        options: the `data` group.
+        stage: the stage that will read it: `sft`, `pretrain`, `grpo` …
+        needs: further fields that every row must have, such as those a reward reads.
+
+    Raises:
+        Refusal: an impossible option, a missing or empty file, a line that is not JSON, a row without a needed field.
+            A hub dataset is only looked at when it is loaded.
+    """
+    if options.source not in SOURCES:
+        raise Refusal("data.source", f"unknown source {options.source!r}", nearest(options.source, SOURCES))
+    for key, least in (("limit", 1), ("holdout", 0), ("max_prompt_tokens", 1)):
+        value = getattr(options, key)
+        if value is not None and value < least:
+            raise Refusal(f"data.{key}", f"{value} is too small", f"at least {least}")
+    mapping = compile_mapping(options)
+    if options.source == "arithmetic":
+        _refuse_row_options(options)
+        check_problems(arithmetic_options(options.task))
+        return
+    if options.task:
+        raise Refusal("data.task", "belongs to an embedded task, but data.source is rows", "data=arithmetic")
+    sources = locate(options)
+    for files, train in ((sources.train, True), (sources.test, False)):
+        for path in files:
+            for _ in map_rows(read_records(path, BUDGET // len(files)), mapping, stage, train, needs):
+                pass
+
+
+def _refuse_row_options(options: DataOptions) -> None:
+    default = DataOptions()
+    keys = ("path", "fields", "prompt_template", "completion_template", "completion_strip", "answer_pattern", "subset")
+    for key in keys:
+        if getattr(options, key) != getattr(default, key):
+            problem = "is not read by the embedded task (data.source is arithmetic)"
+            raise Refusal(f"data.{key}", problem, "choose data that are rows: data=gsm8k, …")

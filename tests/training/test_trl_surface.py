@@ -1,0 +1,44 @@
+"""What the trainers rely on of TRL's private surface. A failure here means: read TRL's change before raising the pin."""
+
+import hashlib
+import inspect
+
+import pytest
+import trl
+from trl import GRPOTrainer, SFTTrainer
+from trl.trainer.utils import RepeatSampler
+
+CALLED = {
+    "_get_eval_sampler": ["self", "eval_dataset"],
+    "_generate_single_turn": [
+        "self",
+        "prompt_ids",
+        "images",
+        "multimodal_fields",
+        "num_generations",
+        "has_tool_images",
+    ],
+    "_generate_and_score_completions": ["self", "inputs"],
+    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    "_compute_loss": ["self", "model", "inputs"],
+}
+# First 16 hex digits of the sha256 of the source of what is replaced, or whose inner workings are built on.
+SOURCES = [
+    (GRPOTrainer, "_prepare_inputs", "f824e7fb07147956"),
+    (GRPOTrainer, "_get_train_sampler", "36497afb4d311dc9"),
+    (GRPOTrainer, "_get_per_token_logps_and_entropies", "ea73c3909275851d"),
+    (GRPOTrainer, "_compute_loss", "80295546bbdbf6f7"),
+    (SFTTrainer, "compute_loss", "ca448211ff653fe6"),
+    (RepeatSampler, "__iter__", "d80412d80424bd64"),
+]
+
+
+@pytest.mark.parametrize("method, parameters", CALLED.items())
+def test_signature(method, parameters):
+    assert list(inspect.signature(getattr(GRPOTrainer, method)).parameters) == parameters
+
+
+@pytest.mark.parametrize("owner, method, digest", SOURCES)
+def test_source(owner, method, digest):
+    source = inspect.getsource(getattr(owner, method))
+    assert hashlib.sha256(source.encode()).hexdigest()[:16] == digest, f"{method} changed in TRL {trl.__version__}"
