@@ -16,7 +16,8 @@ class StageOptions:
     """The `stage` group."""
 
     name: str = "overview"
-    """The stage to run; the stages it needs run before it where they are missing."""
+    """The stage to run; the stages it needs run before it where they are missing. `pipeline` runs all of `stages`;
+    `overview` runs nothing and prints what there is."""
 
 
 @dataclass

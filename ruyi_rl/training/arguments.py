@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ruyi_rl import ranks
 from ruyi_rl.refusal import Refusal
 
 Arguments = TypeVar("Arguments")
@@ -52,7 +53,13 @@ def trainer_arguments(
         **given,
         "output_dir": str(output_dir),
     }
+    if not torch.accelerator.is_available():
+        # Without it accelerate overlooks the other ranks on a CPU, and every rank would train by itself.
+        values["use_cpu"] = True
     try:
-        return kind(**values)
+        arguments = kind(**values)
     except (TypeError, ValueError) as error:
         raise Refusal(key, " ".join(str(error).split())) from error
+    if arguments.world_size != ranks.world_size():
+        raise RuntimeError(f"the trainer sees {arguments.world_size} ranks, the launcher started {ranks.world_size()}")
+    return arguments

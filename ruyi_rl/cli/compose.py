@@ -1,0 +1,195 @@
+"""From the command's overrides to a `RunConfig`: Hydra composes, the schema types, the name is fixed by the values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from yaml import YAMLError
+
+import ruyi_rl
+from ruyi_rl.cli.overrides import apply_values, parse_overrides, split_overrides, value_refusal
+from ruyi_rl.cli.schema import check_key
+from ruyi_rl.config import RunConfig
+from ruyi_rl.refusal import Refusal, nearest
+from ruyi_rl.validation.trainers import check_trainer_fields
+
+UNNAMED = ("stage", "name", "run_dir", "fresh", "num_processes")
+"""Keys that do not enter the run's default name: they decide what is done and where, not with which result."""
+
+
+@dataclass(frozen=True)
+class ConfigSource:
+    """Where configuration files come from."""
+
+    extra: Path | None = None
+    """The user's own folder of groups, searched after the shipped one (`--config-dir`)."""
+    root: str = "config"
+    """Name of the root file without suffix (`--config-name`)."""
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders searched, first match first."""
+        return [folder for folder in (conf_dir(), self.extra) if folder is not None]
+
+    def choices(self) -> dict[str, list[str]]:
+        """Config group -> its choices, both sorted."""
+        groups: dict[str, set[str]] = {}
+        for folder in self.folders:
+            for file in folder.glob("*/*.yaml"):
+                groups.setdefault(file.parent.name, set()).add(file.stem)
+        return {group: sorted(names) for group, names in sorted(groups.items())}
+
+    def file(self, group: str, choice: str) -> Path:
+        """The file of one choice."""
+        return next(path for folder in self.folders if (path := folder / group / f"{choice}.yaml").is_file())
+
+
+def conf_dir() -> Path:
+    """The shipped configuration: `ruyi_rl/conf` in an installed package, else `conf` beside the package."""
+    package = Path(ruyi_rl.__file__).parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def register_schema() -> None:
+    """Tell Hydra the type of the root, which config.yaml names as `run_config`."""
+    ConfigStore.instance().store(name="run_config", node=RunConfig)
+
+
+def compose_config(overrides: list[str], source: ConfigSource = ConfigSource()) -> DictConfig:
+    """Compose the configuration of a command: typed by `RunConfig`, named, trainer fields checked.
+
+    Args:
+        overrides: Hydra overrides as typed, without sweeps.
+        source: the files to compose from.
+
+    Returns:
+        The configuration, interpolations unresolved.
+
+    Raises:
+        Refusal: unknown keys or choices, wrong types, bad syntax.
+    """
+    groups = source.choices()
+    split = split_overrides(parse_overrides(overrides), list(groups))
+    config, choices = _compose(split.groups, source, groups)
+    apply_values(config, split.values)
+    check_trainer_fields(OmegaConf.to_container(config))
+    if OmegaConf.is_missing(config, "name"):
+        experiment = choices.get("experiment")
+        plain_groups = [f"{group}={choices[group]}" for group in (["experiment"] if experiment else ["model", "data"])]
+        plain, _ = _compose(plain_groups, source, groups)
+        config.name = default_name(config, plain, experiment)
+    return config
+
+
+def default_name(config: DictConfig, plain: DictConfig, experiment: str | None) -> str:
+    """`<model>-<data>`, or the experiment's name; then `-<hash>` where values differ from the plain choice's.
+
+    Args:
+        config: the command's configuration.
+        plain: the configuration of the same experiment, or of the same model and data, without anything else.
+        experiment: the chosen experiment, if any.
+    """
+    parts = [experiment] if experiment else [str(config.model.name), str(config.data.name)]
+    mine, theirs = _flat(config, UNNAMED), _flat(plain, UNNAMED)
+    changed = {key: mine.get(key) for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)}
+    if changed:
+        parts.append(hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6])
+    return "-".join(parts)
+
+
+def resolve_values(config: DictConfig) -> None:
+    """Replace every interpolation by its value. Raises Refusal for one that leads nowhere."""
+    for key in _flat(config):
+        try:
+            OmegaConf.select(config, key)
+        except InterpolationResolutionError as error:
+            raise Refusal(key, str(error).partition("\n")[0], "${…} names another key") from None
+    OmegaConf.resolve(config)
+
+
+def to_run_config(config: DictConfig) -> RunConfig:
+    """The configuration as dataclasses, interpolations resolved, `~` in paths expanded.
+
+    Raises:
+        Refusal: an interpolation that leads nowhere.
+    """
+    resolve_values(config)
+    try:
+        result = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise value_refusal(error) from None
+    result.run_dir = str(Path(result.run_dir).expanduser())
+    for holder, key in ((result.model, "base"), (result.data, "path"), (result, "start_from")):
+        if (path := getattr(holder, key)) is not None and path.startswith("~"):
+            setattr(holder, key, str(Path(path).expanduser()))
+    return result
+
+
+def _compose(
+    overrides: list[str], source: ConfigSource, groups: dict[str, list[str]]
+) -> tuple[DictConfig, dict[str, Any]]:
+    register_schema()
+    extra = [] if source.extra is None else [f"hydra.searchpath=[file://{source.extra}]"]
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            config = compose(source.root, overrides=[*extra, *overrides], return_hydra_config=True)
+    except MissingConfigException as error:
+        raise _missing_refusal(error, groups) from None
+    except ConfigCompositionException as error:
+        raise _composition_refusal(error) from None
+    except YAMLError as error:
+        raise Refusal("configuration", " ".join(str(error).split()), "a YAML file") from None
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise Refusal("configuration", " ".join(str(error).split())) from None
+    choices = dict(config.hydra.runtime.choices)
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    return config, choices
+
+
+def _missing_refusal(error: MissingConfigException, groups: dict[str, list[str]]) -> Refusal:
+    group, _, choice = (error.missing_cfg_file or "").partition("/")
+    if group in groups and choice:
+        return Refusal(group, f"{choice!r} is no choice of this group", nearest(choice, groups[group]))
+    return Refusal("configuration", " ".join(str(error).partition("Config search path")[0].split()))
+
+
+def _composition_refusal(error: ConfigCompositionException) -> Refusal:
+    """The refusal for a configuration file that does not fit the schema; Hydra's message begins with the file."""
+    cause = error.__cause__ or error.__context__
+    text = " ".join(str(error).split())
+    if not isinstance(cause, OmegaConfBaseException) or not cause.full_key:
+        return Refusal("configuration", text)
+    file = text.partition(":")[0].removeprefix("In ")
+    try:
+        check_key(str(cause.full_key))
+        refusal = value_refusal(cause)
+    except Refusal as unknown:
+        refusal = unknown
+    return Refusal(refusal.key, f"in {file}: {refusal.problem}", refusal.allowed)
+
+
+def _flat(config: DictConfig, without: tuple[str, ...] = ()) -> dict[str, str]:
+    """Dotted key -> value as JSON, interpolations unresolved; the top keys in `without` are left out."""
+    flat: dict[str, str] = {}
+
+    def visit(value: Any, prefix: str) -> None:
+        if isinstance(value, dict) and value:
+            for key, item in value.items():
+                visit(item, f"{prefix}.{key}" if prefix else str(key))
+        else:
+            flat[prefix] = json.dumps(value, default=str)
+
+    container = OmegaConf.to_container(config)
+    visit({key: value for key, value in container.items() if key not in without}, "")
+    return flat

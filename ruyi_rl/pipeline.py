@@ -1,0 +1,221 @@
+"""Which stage needs which, what is done already, and running the rest. Importing this module imports no torch."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ruyi_rl import ranks
+from ruyi_rl.config import RunConfig
+from ruyi_rl.refusal import Refusal, nearest
+from ruyi_rl.run_folder import (
+    DONE,
+    Manifest,
+    StageFolder,
+    config_hash,
+    differences,
+    fingerprint,
+    flat,
+    locked,
+    require_writable,
+)
+
+ORDER = ("init", "pretrain", "sft", "grpo")
+"""The stages of this version, in the order in which they make sense."""
+
+DECIDED_BY = {
+    "init": ("model", "seed"),
+    "pretrain": ("data", "pretrain", "seed"),
+    "sft": ("data", "sft", "seed"),
+    "grpo": ("data", "grpo", "reward", "rollout", "evaluation", "seed"),
+}
+"""Stage -> the blocks of the config that decide its result, besides what decides its input."""
+
+UNDECIDING = frozenset(
+    (
+        *("output_dir", "run_name", "report_to", "project", "trackio_space_id", "disable_tqdm", "log_level"),
+        *("logging_dir", "logging_steps", "logging_first_step", "logging_strategy"),
+        *("log_completions", "num_completions_to_print", "log_unique_prompts"),
+        *("save_steps", "save_strategy", "save_total_limit"),
+        *("dataloader_num_workers", "dataloader_pin_memory", "dataset_num_proc", "ddp_timeout"),
+    )
+)
+"""Trainer fields that change what is shown or kept, not what is learnt: changing one never calls for a new run."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of this run and the folder it belongs in."""
+
+    stage: str
+    folder: StageFolder
+    input: Path | None
+    """Folder of the family it starts from; None for `init`."""
+    decided_by: dict[str, Any]
+
+    @property
+    def config_hash(self) -> str:
+        return config_hash(self.decided_by)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A step that has to run."""
+
+    step: Step
+    resume: bool
+    """Go on from what the folder holds; otherwise the folder is cleared first."""
+
+
+def chain(config: RunConfig) -> list[str]:
+    """The stages that the asked one stands on, in order, itself last.
+
+    Raises:
+        Refusal: unknown stage, or an order that cannot run.
+    """
+    for stage in config.stages:
+        if stage not in ORDER:
+            raise Refusal("stages", f"no stage {stage!r}", nearest(stage, ORDER))
+    if len(set(config.stages)) < len(config.stages):
+        raise Refusal("stages", f"a stage is named twice: {config.stages}", "each stage has one folder in the run")
+    asked = config.stage.name
+    if asked not in (*ORDER, "pipeline"):
+        raise Refusal("stage", f"no stage {asked!r}", nearest(asked, (*ORDER, "pipeline")))
+    if config.start_from is not None:
+        if asked in ("init", "pipeline"):
+            raise Refusal("start_from", f"stage={asked} does not start from a family", "a stage after init")
+        return [asked]
+    if asked == "pipeline":
+        stages = list(config.stages)
+    elif asked in config.stages:
+        stages = config.stages[: config.stages.index(asked) + 1]
+    else:
+        stages = [stage for stage in config.stages if ORDER.index(stage) < ORDER.index(asked)] + [asked]
+    if not stages or stages[0] != "init":
+        raise Refusal("stages", f"{stages} has no family to begin with", "begin with init, or give start_from=<folder>")
+    return stages
+
+
+def deciding(config: dict[str, Any], stage: str) -> dict[str, Any]:
+    """Config key -> value of all that decides `stage` by itself, flat; `config` is the config as nested dicts."""
+    leaves = flat({block: config[block] for block in DECIDED_BY[stage]})
+    return {
+        key: value for key, value in leaves.items() if not (".trainer." in key and key.split(".")[-1] in UNDECIDING)
+    }
+
+
+def steps(config: RunConfig) -> list[Step]:
+    """The steps of this run, the asked stage last."""
+    run = Path(config.run_dir)
+    tree = asdict(config)
+    found: list[Step] = []
+    decided_by: dict[str, Any] = {}
+    before: Path | None = None
+    if config.start_from is not None:
+        before = Path(config.start_from)
+        if not (before / "config.json").is_file():
+            raise Refusal("start_from", f"no family in {before}", "a folder with config.json and weights")
+        decided_by = {"start_from": fingerprint(before)}
+    for stage in chain(config):
+        decided_by = {**decided_by, **deciding(tree, stage)}
+        found.append(Step(stage, StageFolder(run / stage), before, decided_by))
+        before = run / stage
+    return found
+
+
+def pending(steps: list[Step], config: RunConfig) -> list[Work]:
+    """What has to run, in order; nothing where the asked stage is done with this config.
+
+    Raises:
+        Refusal: a folder in the way was made with another config, or its checkpoint by another number of ranks.
+    """
+    work: list[Work] = []
+    for step in reversed(steps):
+        asked = step is steps[-1] or config.stage.name == "pipeline"
+        manifest = step.folder.manifest()
+        if config.fresh and asked:
+            work.insert(0, Work(step, resume=False))
+        elif manifest is None:
+            if step.folder.path.is_dir() and any(step.folder.path.iterdir()):
+                raise Refusal(
+                    "run_dir", f"{step.folder.path} holds files that no stage wrote", "another name or run_dir"
+                )
+            work.insert(0, Work(step, resume=False))
+        elif manifest.config_hash != step.config_hash:
+            if step.folder.holds_work(manifest):
+                raise another_config(step, manifest, config)
+            work.insert(0, Work(step, resume=False))
+        elif manifest.status == DONE and step.folder.holds_family():
+            break
+        else:
+            if step.folder.checkpoints():
+                require_same_ranks(manifest, config)
+            work.insert(0, Work(step, resume=manifest.status != DONE))
+    return work
+
+
+def another_config(step: Step, manifest: Manifest, config: RunConfig) -> Refusal:
+    """The refusal of a folder whose config differs; names the keys and how to mend it."""
+    changed = differences(manifest.decided_by, step.decided_by)
+    shown = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
+    fresh = "fresh=true" if config.stage.name in (step.stage, "pipeline") else f"stage={step.stage} fresh=true"
+    return Refusal(
+        "name",
+        f"{step.folder.path} was made with another config: {shown}",
+        f"{fresh} to start it over, or another name",
+    )
+
+
+def require_same_ranks(manifest: Manifest, config: RunConfig) -> None:
+    """Raises `Refusal` where a checkpoint's batches or shards belong to another number of ranks or ZeRO mode."""
+    if manifest.world_size != ranks.world_size():
+        raise Refusal(
+            "num_processes",
+            f"{manifest.stage} was interrupted on {manifest.world_size} ranks, this run has {ranks.world_size()}",
+            "the same number of ranks, or fresh=true to start over",
+        )
+    if manifest.deepspeed != config.deepspeed.mode:
+        raise Refusal(
+            "deepspeed",
+            f"{manifest.stage} was interrupted under {manifest.deepspeed!r}, not {config.deepspeed.mode!r}",
+            "the same mode, or fresh=true to start over",
+        )
+
+
+def run_stages(config: RunConfig, overrides: list[str]) -> None:
+    """Runs the asked stage and before it what it needs; prints the asked stage's result where it is done already.
+
+    Args:
+        config: the whole, valid configuration.
+        overrides: the command line's arguments as typed, for the command that continues.
+
+    Raises:
+        Refusal: the run cannot start.
+        StageFailed: a stage raised.
+        Interrupted: SIGINT or SIGTERM came.
+    """
+    from ruyi_rl.report.console import run_console
+    from ruyi_rl.report.tables import already_done
+
+    run = Path(config.run_dir)
+    found = steps(config)
+    # Every rank reads the folders before any rank writes: connected() below is where they meet.
+    work = pending(found, config)
+    console = run_console()
+    if not work:
+        already_done(console, found[-1].stage, found[-1].folder)
+        return
+    require_writable(run)
+
+    from ruyi_rl.execution import execute
+
+    with ranks.connected(), ExitStack() as held:
+        ranks.on_rank_zero(lambda: held.enter_context(locked(run)))
+        # Read again under the lock: another process may have finished the work in between.
+        work = pending(found, config)
+        ranks.barrier()
+        execute(work, config, overrides, console)
+        if not work:
+            already_done(console, found[-1].stage, found[-1].folder)

@@ -1,0 +1,127 @@
+"""The numbers that a run prints before it starts: its batch arithmetic and its memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The training rows after those with too long a prompt are left out."""
+
+    rows: int
+    longest: int
+    """Tokens of the longest prompt that is kept (of the longest whole sequence in `sft` and `pretrain`)."""
+    limit: int | None
+    """Most tokens allowed; None: no limit."""
+    left_out: int
+    """Rows over the limit."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How an optimiser step is put together."""
+
+    world_size: int
+    micro_batch: int
+    """Rows (completions or sequences) of one rank in one forward and backward pass."""
+    micro_batches: int
+    """Passes whose gradients are added up to one optimiser step."""
+    optimiser_steps: int
+    prompts: Prompts
+    longest_row: int
+    """Tokens of a row at most."""
+    weights: Mapping[str, int]
+    """Bytes of the weights of each exit's branch, and of the whole family under `family`."""
+    exits: int = 1
+    """Exits that answer every prompt; 1 where a row serves all exits in one pass."""
+    generations: int = 1
+    """G: completions of one prompt at one exit."""
+    generation_batch: int | None = None
+    """Completions that are generated at once, on all ranks; None where nothing is generated."""
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that one optimiser step learns from, on all ranks."""
+        return self.micro_batch * self.world_size * self.micro_batches
+
+    @property
+    def prompts_per_generation(self) -> int:
+        """Prompts that are answered at once, on all ranks."""
+        return (self.generation_batch or self.rows_per_step) // (self.exits * self.generations)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of an optimiser step at most."""
+        return self.rows_per_step * self.longest_row
+
+
+def sft_steps(
+    sequences: int, micro_batch: int, world_size: int, micro_batches: int, epochs: float, max_steps: int
+) -> int:
+    """Optimiser steps of SFT on `sequences` rows (after packing): `max_steps` where positive, else by epochs."""
+    if max_steps > 0:
+        return max_steps
+    batches = math.ceil(math.ceil(sequences / world_size) / micro_batch)
+    return math.ceil(epochs * max(1, math.ceil(batches / micro_batches)))
+
+
+def grpo_steps(
+    prompts: int,
+    prompts_per_generation: int,
+    updates_per_generation: float,
+    epochs: float,
+    max_steps: int,
+) -> int:
+    """Optimiser steps of GRPO: `max_steps` where positive, else by epochs of whole generation batches.
+
+    Args:
+        prompts: training prompts.
+        prompts_per_generation: prompts answered at once; a rest that fills no batch is dropped.
+        updates_per_generation: optimiser steps that learn from one generation batch.
+    """
+    if max_steps > 0:
+        return max_steps
+    return math.ceil(epochs * max(1, math.ceil(prompts // prompts_per_generation * updates_per_generation)))
+
+
+def plan_table(plan: StepPlan) -> Table:
+    """The plan as rows of name, number and where the number comes from."""
+    table = Table(title="before it starts", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    table.add_row("ranks", f"{plan.world_size}")
+    by_rank = f"{plan.micro_batch} a rank × {plan.world_size} ranks × {plan.micro_batches} micro-batches"
+    if plan.generation_batch is None:
+        table.add_row("sequences a step", f"{plan.rows_per_step:,}", by_rank)
+    else:
+        table.add_row(
+            "completions at once",
+            f"{plan.generation_batch:,}",
+            f"{plan.prompts_per_generation} prompts × {plan.exits} exits × G {plan.generations}",
+        )
+        table.add_row("completions a step", f"{plan.rows_per_step:,}", by_rank)
+    table.add_row("tokens a step, at most", f"{plan.tokens_per_step:,}", f"{plan.longest_row:,} tokens a row")
+    table.add_row("micro-batches", f"{plan.micro_batches}", f"a step, of {plan.micro_batch} rows on each rank")
+    table.add_row("optimiser steps", f"{plan.optimiser_steps:,}", f"{plan.prompts.rows:,} training rows")
+    limit = "no limit" if plan.prompts.limit is None else f"limit {plan.prompts.limit:,}"
+    kind = "longest sequence" if plan.generation_batch is None else "longest prompt"
+    table.add_row(
+        kind, f"{plan.prompts.longest:,}", f"tokens; {limit}, {plan.prompts.left_out:,} rows over it left out"
+    )
+    for name, size in plan.weights.items():
+        table.add_row(f"weights of {name}", byte_size(size), "the whole family" if name == "family" else "its branch")
+    return table
+
+
+def byte_size(size: int) -> str:
+    """`6.4 MB`: three digits and a decimal unit."""
+    value, units = float(size), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}"

@@ -1,0 +1,92 @@
+"""SIGINT and SIGTERM: the first lets the current optimiser step end and saves; a second stops at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Self
+
+CAUGHT = (signal.SIGINT, signal.SIGTERM)
+REPEAT_SECONDS = 1.0
+"""Two signals this close are one: a launcher forwards the Ctrl-C that the terminal has sent to every process."""
+
+
+class StopNow(KeyboardInterrupt):
+    """Raised where a signal stops the run; no `except Exception` of a library swallows it."""
+
+
+class StopSignal:
+    """Context that turns signals into a request to stop.
+
+    Outside `gently` sections the first signal raises `StopNow` where the program is.
+
+    Args:
+        announce: called with a line for the user when a signal comes.
+    """
+
+    def __init__(self, announce: Callable[[str], None] = lambda line: None):
+        self.announce = announce
+        self.number: int | None = None
+        """The signal that was received, on this rank or, once ranks have agreed, on any."""
+        self._gentle = False
+        self._time = 0.0
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        return self.number is not None
+
+    @property
+    def status(self) -> int:
+        """128 + the signal's number."""
+        return 128 + (self.number or signal.SIGINT)
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in CAUGHT:
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def gently(self) -> _Gently:
+        """Context in which a first signal only sets `requested`; raises `StopNow` at its end if one came."""
+        return _Gently(self)
+
+    def check(self) -> None:
+        """Raises `StopNow` if a signal came."""
+        if self.requested:
+            raise StopNow(signal.Signals(self.number or signal.SIGINT).name)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        first = self.number is None
+        if not first and now - self._time < REPEAT_SECONDS:
+            return
+        if first:
+            self.number, self._time = number, now
+        if first and self._gentle:
+            self.announce(
+                f"{signal.Signals(number).name}: finishing this optimiser step and saving; once more stops at once"
+            )
+            return
+        raise StopNow(signal.Signals(number).name)
+
+
+class _Gently:
+    def __init__(self, stop: StopSignal):
+        self.stop = stop
+
+    def __enter__(self) -> None:
+        self.stop._gentle = True
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self.stop._gentle = False
+        if kind is None:
+            self.stop.check()

@@ -1,0 +1,177 @@
+"""`stage=grpo`: reinforcement learning of all chosen exits at once, measured before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trl import GRPOConfig
+
+from ruyi_rl import ranks
+from ruyi_rl.data.loading import load_data
+from ruyi_rl.data.prompts import limit_prompts
+from ruyi_rl.execution import StageContext
+from ruyi_rl.refusal import Refusal
+from ruyi_rl.report.batch import Prompts, StepPlan, grpo_steps, plan_table
+from ruyi_rl.report.curves import draw_curves
+from ruyi_rl.rewards.loading import LoadedReward, load_reward_functions
+from ruyi_rl.rollout.selection import make_rollout
+from ruyi_rl.stages.held_out import judge_of, measure, measured_already, release_memory
+from ruyi_rl.stages.inputs import chosen_exits, load_family, load_tokenizer, weight_bytes
+from ruyi_rl.training.arguments import trainer_arguments
+from ruyi_rl.training.batches import plan_batches
+from ruyi_rl.training.callbacks import first_and_last, read_metrics
+from ruyi_rl.training.deepspeed import deepspeed_config
+from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
+from ruyi_rl.training.session import leave_deepspeed, train
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Measures the family that the stage starts from, trains it, measures it again."""
+    config = context.config
+    exits = chosen_exits(context.input, config.grpo.exits, "grpo.exits")
+    splits = load_data(config.data, config.seed, "grpo")
+    rewards = load_reward_functions(config.reward)
+    if not rewards:
+        raise Refusal("reward.functions", "none given", "reward=math, or any other of conf/reward/")
+    judge_of(rewards, config.reward)
+    args = arguments(context, rewards, sharded=False)  # refuses bad values before minutes of measuring
+
+    names = list(exits)
+    before = context.kept("before")
+    if before is None:
+        before = measured_already(context, names) or measure(
+            context, context.input, splits.test, rewards, names, "held-out pass rate before grpo"
+        )
+        context.keep("before", before or {"exits": {}})
+    if not context.kept("trained"):
+        _train(context, splits.train, rewards, exits)
+        context.keep("trained", True)
+    after = context.kept("after")
+    if after is None:
+        after = measure(context, context.folder, splits.test, rewards, names, "held-out pass rate after grpo")
+        context.keep("after", after or {"exits": {}})
+
+    rows = read_metrics(context.folder / "metrics.jsonl")
+    if ranks.rank() == 0:
+        metrics = ["reward", "completions/mean_length"]
+        draw_curves(rows, names, metrics, context.folder / "curves.png", f"{config.name}: grpo")
+    found = summary(rows, names, before or {"exits": {}}, after or {"exits": {}})
+    updates = args.num_iterations * args.steps_per_generation / args.gradient_accumulation_steps
+    found["reward_failures"] = reward_failures(rows, names, args.generation_batch_size / len(names) / updates)
+    return found
+
+
+def arguments(context: StageContext, rewards: Sequence[LoadedReward], sharded: bool) -> GRPOConfig:
+    """The trainer's arguments; without `sharded` no DeepSpeed is set up."""
+    config = context.config
+    defaults: dict[str, Any] = {
+        "logging_steps": 1,
+        "reward_weights": [reward.weight for reward in rewards],
+    }
+    if sharded:
+        defaults["deepspeed"] = deepspeed_config(config.deepspeed, ranks.world_size())
+    return trainer_arguments(GRPOConfig, "grpo.trainer", config.grpo.trainer, context.folder, config.seed, defaults)
+
+
+def _train(context: StageContext, rows: Any, rewards: Sequence[LoadedReward], exits: Mapping[str, int]) -> None:
+    config = context.config
+    args = arguments(context, rewards, sharded=True)
+    tokenizer = load_tokenizer(context.input)
+    rows, report = limit_prompts(rows, tokenizer, config.data.max_prompt_tokens, args.chat_template_kwargs)
+    family = load_family(context.input, config.model)
+    sizes = weight_bytes(family)
+    try:
+        plan = plan_batches(
+            args.per_device_train_batch_size,
+            args.steps_per_generation,
+            args.num_generations,
+            len(exits),
+            args.world_size,
+        )
+        trainer = FamilyGRPOTrainer(
+            model=family,
+            reward_funcs=[reward.function for reward in rewards],
+            args=args,
+            train_dataset=rows,
+            processing_class=tokenizer,
+            exits=list(exits),
+            advantage_scale=config.grpo.advantage.scale,
+            exit_weights=config.grpo.exit_weights,
+            rollout=make_rollout(config.rollout, family, tokenizer),
+        )
+    except ValueError as error:
+        raise Refusal("grpo.trainer", str(error)) from error
+    longest = min(report.longest, report.limit)
+    table = plan_table(
+        StepPlan(
+            world_size=args.world_size,
+            micro_batch=args.per_device_train_batch_size,
+            micro_batches=args.gradient_accumulation_steps,
+            optimiser_steps=grpo_steps(
+                report.kept,
+                plan.prompts,
+                args.num_iterations * args.steps_per_generation / args.gradient_accumulation_steps,
+                args.num_train_epochs,
+                args.max_steps,
+            ),
+            prompts=Prompts(report.kept, longest, report.limit, report.dropped),
+            longest_row=longest + args.max_completion_length,
+            weights=sizes,
+            exits=len(exits),
+            generations=args.num_generations,
+            generation_batch=plan.completions,
+        )
+    )
+    context.console.print(table)
+    train(trainer, context, list(exits), "reward", context.folder)
+    trainer.rollout.close()
+    del trainer, family
+    leave_deepspeed()
+    release_memory()
+
+
+def summary(
+    rows: Sequence[Mapping[str, Any]],
+    exits: Sequence[str],
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the stage has shown, per exit."""
+    found: dict[str, Any] = {
+        "exits": {},
+        "steps": rows[-1]["step"] if rows else 0,
+        "tokens": int(rows[-1].get("num_tokens") or 0) if rows else 0,
+    }
+    for name in exits:
+        first, last = first_and_last(rows, f"{name}/reward")
+        values: dict[str, Any] = {"reward_first": first, "reward_last": last}
+        for when, scores in (("before", before), ("after", after)):
+            score = scores["exits"].get(name)
+            if score is not None:
+                values |= {
+                    f"pass_{when}": score["pass_rate"],
+                    f"pass_{when}_standard_error": score["standard_error"],
+                    f"greedy_{when}": score["greedy"],
+                    f"mean_tokens_{when}": score["mean_tokens"],
+                    f"truncated_{when}": score["truncated"],
+                }
+        found["exits"][name] = values
+    if after["exits"]:
+        found["held_out"] = {key: after[key] for key in ("measurement", "problems", "samples", "temperature")}
+        found["held_out"]["exits"] = after["exits"]
+    return found
+
+
+def reward_failures(rows: Sequence[Mapping[str, Any]], exits: Sequence[str], completions: float) -> int:
+    """Completions without a reward, from the logged shares.
+
+    Args:
+        completions: completions of one exit that are generated for each optimiser step.
+    """
+    total, last = 0.0, 0
+    for row in rows:
+        shares = [row.get(f"{name}/unscored") or 0.0 for name in exits]
+        total += sum(shares) * completions * (row["step"] - last)
+        last = row["step"]
+    return round(total)

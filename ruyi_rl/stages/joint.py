@@ -1,0 +1,170 @@
+"""Joint multi-branch training on rows of text or chat: what `sft` and `pretrain` share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig
+
+from ruyi_rl import ranks
+from ruyi_rl.execution import StageContext
+from ruyi_rl.refusal import Refusal
+from ruyi_rl.report.batch import Prompts, StepPlan, plan_table, sft_steps
+from ruyi_rl.stages.held_out import release_memory
+from ruyi_rl.stages.inputs import load_family, weight_bytes
+from ruyi_rl.training.arguments import trainer_arguments
+from ruyi_rl.training.callbacks import first_and_last, read_metrics
+from ruyi_rl.training.deepspeed import deepspeed_config
+from ruyi_rl.training.options import LossWeightOptions, SFTOptions
+from ruyi_rl.training.schedules import loss_weights
+from ruyi_rl.training.session import leave_deepspeed, train
+from ruyi_rl.training.sft_trainer import FamilySFTTrainer
+
+ROW_COLUMNS = ("prompt", "completion", "messages", "text")
+"""What the trainer reads of a row; anything else would be tokenised or collated in vain."""
+
+
+def joint_training(
+    context: StageContext,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    exits: Mapping[str, int],
+    options: SFTOptions,
+    start: Path,
+    save_to: Path,
+    checkpoints: Path,
+    phase: int = 1,
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """Trains the family in `start` on `rows` and saves it in `save_to`.
+
+    Args:
+        rows: with the columns of `ROW_COLUMNS` that they have.
+        exits: exits to train, name -> position k, shallowest first.
+        options: the block; its `trainer` holds this phase's fields.
+        checkpoints: folder of this phase's checkpoints.
+        phase: 1, or 2 for a second stage.
+        defaults: trainer fields that the config may override.
+
+    Raises:
+        Refusal: trainer fields or loss weights that make no run, no row short enough.
+    """
+    config, key = context.config, f"{context.step.stage}.trainer"
+    rows = rows.select_columns([name for name in ROW_COLUMNS if name in rows.column_names])
+    if "messages" in rows.column_names:
+        defaults = {"assistant_only_loss": True, **(defaults or {})}
+    sharding = {"deepspeed": deepspeed_config(config.deepspeed, ranks.world_size())}
+    args = trainer_arguments(
+        SFTConfig, key, options.trainer, checkpoints, config.seed, {**(defaults or {}), **sharding}
+    )
+    try:
+        weights = loss_weights(options.loss_weights, exits)
+    except ValueError as error:
+        raise Refusal(f"{context.step.stage}.loss_weights", str(error)) from error
+    rows, lengths = limit_rows(rows, tokenizer, None if args.packing else args.max_length)
+    family = load_family(start, config.model)
+    sizes = weight_bytes(family)
+    try:
+        trainer = FamilySFTTrainer(
+            model=family,
+            args=args,
+            train_dataset=rows,
+            processing_class=tokenizer,
+            exits=list(exits),
+            loss_weights=weights,
+        )
+    except ValueError as error:
+        raise Refusal(key, str(error)) from error
+    plan = StepPlan(
+        world_size=args.world_size,
+        micro_batch=args.per_device_train_batch_size,
+        micro_batches=args.gradient_accumulation_steps,
+        optimiser_steps=sft_steps(
+            len(trainer.train_dataset),
+            args.per_device_train_batch_size,
+            args.world_size,
+            args.gradient_accumulation_steps,
+            args.num_train_epochs,
+            args.max_steps,
+        ),
+        prompts=lengths,
+        longest_row=args.max_length if args.packing else lengths.longest,
+        weights=sizes,
+    )
+    context.console.print(plan_table(plan))
+    description = context.step.stage if phase == 1 else f"{context.step.stage}, stage two"
+    train(trainer, context, list(exits), "loss", save_to, phase, description)
+    del trainer, family
+    leave_deepspeed()
+    release_memory()
+
+
+def limit_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> tuple[Dataset, Prompts]:
+    """Leaves out the rows that are longer than `limit` tokens as the trainer sees them, and counts them.
+
+    Args:
+        limit: None: every row is kept (packing splits long ones over sequences).
+
+    Raises:
+        Refusal: none is left, or chat messages without a chat template.
+    """
+    lengths: list[int] = []
+    for start in range(0, len(rows), 1000):
+        lengths += _lengths(rows[start : start + 1000], tokenizer)
+    kept = [index for index, length in enumerate(lengths) if limit is None or length <= limit]
+    if not kept:
+        raise Refusal(
+            "max_length", f"all {len(lengths)} rows are longer than {limit} tokens", f"{min(lengths, default=0)}"
+        )
+    report = Prompts(len(kept), max(lengths[index] for index in kept), limit, len(lengths) - len(kept))
+    return (rows.select(kept) if report.left_out else rows), report
+
+
+def _lengths(batch: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    if "text" in batch:
+        return [len(ids) for ids in tokenizer(batch["text"])["input_ids"]]
+    if "messages" in batch:
+        chats = batch["messages"]
+    elif isinstance(batch["prompt"][0], str):
+        texts = [prompt + completion for prompt, completion in zip(batch["prompt"], batch["completion"])]
+        return [len(ids) + 1 for ids in tokenizer(texts)["input_ids"]]
+    else:
+        chats = [prompt + completion for prompt, completion in zip(batch["prompt"], batch["completion"])]
+    if tokenizer.chat_template is None:
+        raise Refusal(
+            "model.base",
+            "its tokenizer has no chat template, but the rows are chat messages",
+            "a base whose tokenizer has one, such as an instruct model's",
+        )
+    return [len(ids) for ids in tokenizer.apply_chat_template(chats, tokenize=True, return_dict=True)["input_ids"]]
+
+
+def closing_weights(options: LossWeightOptions, exits: Mapping[str, int]) -> LossWeightOptions:
+    """λ of a second stage: it stays where the first stage's schedule ended."""
+    end = loss_weights(options, exits).end
+    return replace(options, preset=None, schedule="constant", start=dict(end), end=dict(end))
+
+
+def training_summary(context: StageContext, exits: Mapping[str, int]) -> dict[str, Any]:
+    """First and last loss and token accuracy per exit, and the tokens seen, from the metrics file."""
+    rows = read_metrics(context.folder / "metrics.jsonl")
+    summary: dict[str, Any] = {"exits": {}, "steps": 0, "tokens": 0}
+    for phase in sorted({row["phase"] for row in rows}):
+        mine = [row for row in rows if row["phase"] == phase]
+        summary["steps"] += mine[-1]["step"]
+        summary["tokens"] += int(mine[-1].get("num_tokens") or 0)
+    for name in exits:
+        loss_first, loss_last = first_and_last(rows, f"{name}/loss")
+        accuracy_first, accuracy_last = first_and_last(rows, f"{name}/mean_token_accuracy")
+        summary["exits"][name] = {
+            "loss_first": loss_first,
+            "loss_last": loss_last,
+            "accuracy_first": accuracy_first,
+            "accuracy_last": accuracy_last,
+        }
+    return summary

@@ -1,0 +1,92 @@
+"""`stage=sft`: joint multi-branch fine-tuning, with an optional second stage that replays rows of the first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from datasets import Dataset
+
+from ruyi_rl import ranks
+from ruyi_rl.data.loading import load_data
+from ruyi_rl.execution import StageContext
+from ruyi_rl.refusal import Refusal
+from ruyi_rl.report.curves import draw_curves
+from ruyi_rl.rewards.loading import load_reward_functions
+from ruyi_rl.stages.held_out import measure
+from ruyi_rl.stages.inputs import chosen_exits, load_tokenizer
+from ruyi_rl.stages.joint import closing_weights, joint_training, training_summary
+from ruyi_rl.training.callbacks import read_metrics
+from ruyi_rl.training.replay import mixed_rows
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Trains, and measures the held-out pass rates of the trained exits."""
+    config, options = context.config, context.config.sft
+    exits = chosen_exits(context.input, options.exits, "sft.exits")
+    tokenizer = load_tokenizer(context.input)
+    splits = load_data(config.data, config.seed, "sft")
+    # Before the training: a reward that cannot be loaded should not be found out after it.
+    judged = config.evaluation.problems > 0 and "prompt" in splits.test.column_names
+    rewards = load_reward_functions(config.reward) if judged else []
+    second = mixture(context, splits.train) if options.stage_two.data is not None else None
+
+    first_folder = context.folder if second is None else context.folder / "stage_one"
+    if not context.kept("trained_one"):
+        joint_training(
+            context,
+            splits.train,
+            tokenizer,
+            exits,
+            options,
+            start=context.input,
+            save_to=first_folder,
+            checkpoints=first_folder,
+        )
+        context.keep("trained_one", True)
+    if second is not None and not context.kept("trained_two"):
+        joint_training(
+            context,
+            second,
+            tokenizer,
+            exits,
+            replace(
+                options,
+                trainer={**options.trainer, **options.stage_two.trainer},
+                loss_weights=closing_weights(options.loss_weights, exits),
+            ),
+            start=first_folder,
+            save_to=context.folder,
+            checkpoints=context.folder / "stage_two",
+            phase=2,
+        )
+        context.keep("trained_two", True)
+
+    summary = training_summary(context, exits)
+    if ranks.rank() == 0:
+        rows = read_metrics(context.folder / "metrics.jsonl")
+        metrics = ["loss", "mean_token_accuracy"]
+        draw_curves(rows, list(exits), metrics, context.folder / "curves.png", f"{config.name}: sft")
+    if judged:
+        # The rows as grpo will load them, so that its first measurement is this one.
+        held_out = load_data(config.data, config.seed, "grpo").test
+        found = measure(context, context.folder, held_out, rewards, list(exits), "held-out pass rate after sft")
+        if found is not None:
+            summary["held_out"] = found
+            for name, score in found["exits"].items():
+                summary["exits"][name] |= {"pass": score["pass_rate"], "greedy": score["greedy"]}
+    return summary
+
+
+def mixture(context: StageContext, first: Dataset) -> Dataset:
+    """The second stage's rows with the replayed ones.
+
+    Raises:
+        Refusal: a replayed share that cannot be.
+    """
+    config, stage_two = context.config, context.config.sft.stage_two
+    second = load_data(stage_two.data, config.seed, "sft").train
+    try:
+        return mixed_rows(first, second, stage_two.replay, config.seed)
+    except ValueError as error:
+        raise Refusal("sft.stage_two.replay", str(error)) from error

@@ -1,0 +1,67 @@
+"""The blocks of trainer fields: unknown fields, wrong types, fields that another key decides."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from ruyi_rl.refusal import Refusal
+from ruyi_rl.validation.trainer_fields import CONFIG_SOURCES, TrainerField, trainer_fields
+
+TRAINERS = {
+    "pretrain.trainer": "sft",
+    "pretrain.stage_two.trainer": "sft",
+    "sft.trainer": "sft",
+    "sft.stage_two.trainer": "sft",
+    "grpo.trainer": "grpo",
+}
+"""Key of a block of trainer fields -> whose fields they are (see `trainer_fields`)."""
+
+DECIDED_ELSEWHERE = {
+    "output_dir": "use run_dir",
+    "seed": "use seed",
+    "data_seed": "use seed",
+    "deepspeed": "use deepspeed=off|zero1|zero2|zero3 and deepspeed.config",
+    "resume_from_checkpoint": "the same command resumes; fresh=true starts over",
+    "local_rank": "the launcher sets it; see num_processes",
+}
+GRPO_DECIDED_ELSEWHERE = {
+    "scale_rewards": "use grpo.advantage.scale=group|exit|none|pooled",
+    "use_vllm": "use rollout=auto|transformers",
+    "reward_weights": "use reward.functions.<name>.weight",
+    "auto_find_batch_size": "a smaller batch would split the groups; lower per_device_train_batch_size",
+}
+
+
+def check_trainer_fields(config: dict[str, Any]) -> None:
+    """Check every block of trainer fields of a configuration.
+
+    Args:
+        config: the configuration as nested dicts.
+
+    Raises:
+        Refusal: a field that the trainer's configuration class does not have, a value of the wrong type or outside
+            the choices that its source lists, a field that another key decides.
+    """
+    for block, trainer in TRAINERS.items():
+        values: Any = config
+        for name in block.split("."):
+            values = values[name]
+        elsewhere = DECIDED_ELSEWHERE | (GRPO_DECIDED_ELSEWHERE if trainer == "grpo" else {})
+        class_name = CONFIG_SOURCES[trainer][1]
+        for name, value in values.items():
+            key = f"{block}.{name}"
+            if name in elsewhere:
+                raise Refusal(key, f"{value!r} cannot be set here", elsewhere[name])
+            if name not in trainer_fields(trainer):
+                close = difflib.get_close_matches(str(name), trainer_fields(trainer), n=1, cutoff=0.6)
+                hint = f"did you mean '{block}.{close[0]}'?" if close else f"any field of TRL's {class_name}"
+                raise Refusal(key, f"TRL's {class_name} has no such field", hint)
+            _check_value(key, value, trainer_fields(trainer)[name])
+
+
+def _check_value(key: str, value: Any, field: TrainerField) -> None:
+    if isinstance(value, str) and value.startswith("${"):
+        return
+    if problem := field.problem(value):
+        raise Refusal(key, *problem)
