@@ -108,6 +108,7 @@ def deciding(config: dict[str, Any], stage: str) -> dict[str, Any]:
 
 def steps(config: RunConfig) -> list[Step]:
     """The steps of this run, the asked stage last."""
+    stages = chain(config)
     run = Path(config.run_dir)
     tree = asdict(config)
     found: list[Step] = []
@@ -118,7 +119,7 @@ def steps(config: RunConfig) -> list[Step]:
         if not (before / "config.json").is_file():
             raise Refusal("start_from", f"no family in {before}", "a folder with config.json and weights")
         decided_by = {"start_from": fingerprint(before)}
-    for stage in chain(config):
+    for stage in stages:
         decided_by = {**decided_by, **deciding(tree, stage)}
         found.append(Step(stage, StageFolder(run / stage), before, decided_by))
         before = run / stage

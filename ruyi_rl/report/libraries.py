@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 
-CHATTY = ("accelerate", "datasets", "deepspeed", "DeepSpeed", "httpx", "matplotlib", "torch.distributed", "trl")
+CHATTY = ("accelerate", "datasets", "deepspeed", "DeepSpeed", "httpx", "matplotlib", "torch.distributed", "trl", "vllm")
 
 
 def quiet_libraries() -> None:

@@ -96,7 +96,7 @@ def final_answers(text: str) -> list[str]:
     """The final answer that a text gives, outside its thinking.
 
     Looked for in turn: boxes; `####`; "the answer is …" and `答案`; the formula or conclusion that ends the text; a
-    text that is nothing but an answer.
+    short text in one line.
 
     Returns:
         One answer; several where boxes contradict each other; [] where none was found.
@@ -124,7 +124,7 @@ def final_answers(text: str) -> list[str]:
         conclusion = _CONCLUSION.search(lines[-1][-MAX_BARE:].strip()) if lines and not _is_bare(text) else None
         if conclusion:
             return [_first_statement(conclusion[1])]
-    return [text] if text and len(text) <= MAX_BARE else []
+    return [text] if text and len(text) <= MAX_BARE and "\n" not in text else []
 
 
 def _tagged(text: str) -> str | None:

@@ -3,11 +3,9 @@ assignments), and only then `symbolic`. Every step is cheap but the last, which 
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from dataclasses import dataclass, field
-from itertools import product
 
 from ruyi_rl.rewards.notation import (
     Number,
@@ -20,16 +18,13 @@ from ruyi_rl.rewards.notation import (
     tidy,
     unit_name,
 )
+from ruyi_rl.rewards.structure import EQUALS, MAX_ITEMS, RELATION, bracketed, interval, items_of, label
 from ruyi_rl.rewards.symbolic import numeric_value, same_expression
 
 MAX_LENGTH = 3000
 """Characters of an answer; a longer one is compared as text only."""
 MAX_SECONDS = 3.0
 """Time for all calls of sympy on one answer, less the last call's own limit."""
-MAX_ITEMS = 200
-"""Items of a list; longer lists are compared as text only."""
-MAX_SIGNS = 64
-"""Tuples that a tuple with `\\pm` in it may stand for."""
 MAX_SYMBOLIC_ITEMS = 12
 """Items of a list that may go to sympy in pairs."""
 
@@ -38,22 +33,6 @@ _RESTATED = re.compile(
 )
 _OPERATION = re.compile(r"(?<=[\d)}])\s*(?:\+|-|\*|\\times|\\cdot|\\div)\s*(?=[\d(\\-])")
 _PLAIN_ARITHMETIC = re.compile(r"^(?:[\d\s.,+\-*/(){}]|\\times|\\cdot|\\div|\\frac)+$")
-_NAME = (
-    r"(?:\\?[a-zA-Z]|\\[a-zA-Z]+|\\text\{[^{}]*\}|[A-Z]{1,4})"
-    r"(?:_(?:\{[^{}]*\}|\\?\w)|'+|\^\{?\\?(?:prime|\*)\}?)*"
-)
-_CALL = rf"{_NAME}(?:\([^()=<>+*]*\))?"
-_LABEL = re.compile(
-    rf"^(?:{_CALL}|\|[A-Z]{{1,3}}\||\\(?:angle|overline|triangle|overrightarrow|vec|bar|hat)\{{?\s*[A-Za-z]{{1,4}}\}}?"
-    rf"|\\frac\{{\s*[A-Z]{{1,3}}\s*\}}\{{\s*[A-Z]{{1,3}}\s*\}}|{_CALL}\s*:\s*{_CALL}"
-    rf"|\(\s*{_CALL}(?:\s*,\s*{_CALL})*\s*\)|[a-zA-Z]{{2,}}(?:\s[a-zA-Z]+)*|\\text\{{[^{{}}]*\}}\s*)$"
-)
-_EQUALS = re.compile(r"(?<![<>!=:])=(?!=)")
-_RELATION = re.compile(r"(<=|>=|<|>)")
-_PROSE_LABEL = re.compile(
-    r"^\s*(?:\\text\{\s*[^{}:=]*[:：=]\s*\}|(?:[A-Za-z][A-Za-z ]*|[\u4e00-\u9fff]+)\s*[:：])\s*(?=\S)"
-)
-_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _CHOICE = re.compile(r"^\s*\(?\s*([A-J])\s*(?:\)|[.:：、]|$)")
 
 
@@ -115,7 +94,7 @@ def is_evasive(gold: str, answer: str) -> bool:
     operators = set(_RESTATED.findall(answer))
     if operators - set(_RESTATED.findall(gold)):
         return True
-    if any(len(_EQUALS.findall(part)) > 1 for part in split_top(answer)) and len(_EQUALS.findall(gold)) < 2:
+    if any(len(EQUALS.findall(part)) > 1 for part in split_top(answer)) and len(EQUALS.findall(gold)) < 2:
         return True
     if number(split_unit(split_percent(gold)[0])[0]) is None or number(split_percent(answer)[0]) is not None:
         return False
@@ -233,7 +212,7 @@ def _same_structure(gold: str, answer: str, limits: Limits) -> bool:
     if limits.level > 4:
         return compact(gold) == compact(answer)
     gold, answer = peel(gold), peel(answer)
-    golds, answers = _items(gold), _items(answer)
+    golds, answers = items_of(gold), items_of(answer)
     if len(golds) > 1 or len(answers) > 1:
         return _same_items(gold, answer, golds, answers, limits)
     gold, answer = (items[0] if items else "" for items in (golds, answers))
@@ -244,13 +223,13 @@ def _same_structure(gold: str, answer: str, limits: Limits) -> bool:
         return decided
     if is_evasive(gold, answer):
         return False
-    ranges = _interval(gold), _interval(answer)
-    if ranges[0] and ranges[1] and not (_RELATION.search(gold) and _RELATION.search(answer)):
+    ranges = interval(gold), interval(answer)
+    if ranges[0] and ranges[1] and not (RELATION.search(gold) and RELATION.search(answer)):
         gold, answer = ranges
-    brackets = _bracketed(gold), _bracketed(answer)
+    brackets = bracketed(gold), bracketed(answer)
     if brackets[0] or brackets[1]:
         return _same_brackets(gold, answer, brackets, limits)
-    if _EQUALS.search(gold) or _EQUALS.search(answer):
+    if EQUALS.search(gold) or EQUALS.search(answer):
         return _same_equation(gold, answer, limits)
     ratios = [split_top(part, ":") for part in (gold, answer)]
     if any(len(ratio) > 1 for ratio in ratios):
@@ -271,58 +250,18 @@ def _plain(text: str) -> str:
     return text.strip()
 
 
-def _items(text: str) -> list[str]:
-    r"""The items of a bare list, a union or a set; `\pm` counts as two items, `p=5,q=2; p=7,q=2` is two tuples."""
-    groups = [split_top(group, ",") for group in split_top(text, ";")]
-    if len(groups) > 1 and any(len(group) > 1 for group in groups):
-        return [f"({', '.join(_label(item)[1] for item in group)})" for group in groups]
-    text = peel(text.strip())
-    bracket = _bracketed(text)
-    if bracket and bracket[0] == "{" and not re.search(r"\||\\mid|:", bracket[1]):
-        text = bracket[1]
-    text = re.sub(r"\\cup(?![a-zA-Z])", ",", text)
-    items = [text] if number(text) else split_top(_thousands(text))
-    if len(items) > MAX_ITEMS:
-        return items
-    expanded = [variant for item in items for variant in _signs(_unlabel(item) if len(items) > 1 else item)]
-    return list(dict.fromkeys(expanded)) if any(r"\pm" in item for item in items) else expanded
-
-
-def _thousands(text: str) -> str:
-    """Without thousands separators, where the list's own commas are followed by spaces."""
-    return _GROUPED.sub(lambda m: m[0].replace(",", ""), text) if ", " in text else text
-
-
-def _unlabel(item: str) -> str:
-    return _PROSE_LABEL.sub("", item, count=1)
-
-
-def _signs(item: str) -> list[str]:
-    if r"\pm" not in item and r"\mp" not in item:
-        return [item]
-    bracket = _bracketed(item)
-    if bracket and bracket[0] in "([":
-        parts = [_signs(part) for part in split_top(bracket[1])]
-        if len(parts) > 1:
-            choices = product(*parts) if math.prod(map(len, parts)) <= MAX_SIGNS else ()
-            return [item[0] + ", ".join(choice) + item[-1] for choice in choices] or [item]
-    plus = re.sub(r"\\mp(?![a-zA-Z])", "-", re.sub(r"\\pm(?![a-zA-Z])", "+", item)).strip()
-    minus = re.sub(r"\\mp(?![a-zA-Z])", "+", re.sub(r"\\pm(?![a-zA-Z])", "-", item)).strip()
-    return [plus.removeprefix("+").strip(), minus]
-
-
 def _same_items(gold: str, answer: str, golds: list[str], answers: list[str], limits: Limits) -> bool:
     if len(golds) != len(answers) or len(golds) > MAX_ITEMS:
         return _same_joint(gold, answer, limits)
-    names = [[_label(item)[0] for item in items] for items in (golds, answers)]
+    names = [[label(item)[0] for item in items] for items in (golds, answers)]
     gold_named, answer_named = (len(set(group)) == len(group) and None not in group for group in names)
     if gold_named and answer_named and set(names[0]) == set(names[1]):
-        by_name = {_label(item)[0]: item for item in answers}
-        return all(_pair(item, by_name[_label(item)[0]], limits) for item in golds)
+        by_name = {label(item)[0]: item for item in answers}
+        return all(_pair(item, by_name[label(item)[0]], limits) for item in golds)
     golds, answers = _share_name(golds), _share_name(answers)
     if gold_named and not any(names[1]):
         return all(_pair(left, right, limits) for left, right in zip(golds, answers, strict=True))
-    if _bracketed(gold) and _bracketed(gold)[0] in "([" and not _bracketed(answer):
+    if bracketed(gold) and bracketed(gold)[0] in "([" and not bracketed(answer):
         return all(_pair(left, right, limits) for left, right in zip(golds, answers, strict=True))
     return _same_multiset(golds, answers, limits)
 
@@ -332,8 +271,8 @@ def _same_joint(gold: str, answer: str, limits: Limits) -> bool:
     if limits.level > 3:
         return False
     for left, right in ((gold, answer), (answer, gold)):
-        bracket = _bracketed(left)
-        if bracket and bracket[0] == "(" and not _bracketed(right) and len(split_top(right)) > 1:
+        bracket = bracketed(left)
+        if bracket and bracket[0] == "(" and not bracketed(right) and len(split_top(right)) > 1:
             pair = (bracket[1], right) if left is gold else (right, bracket[1])
             items = [split_top(part) for part in pair]
             return len(items[0]) == len(items[1]) and all(_pair(a, b, limits) for a, b in zip(*items, strict=True))
@@ -342,7 +281,7 @@ def _same_joint(gold: str, answer: str, limits: Limits) -> bool:
 
 def _share_name(items: list[str]) -> list[str]:
     """`x = 1, 2` as `1`, `2`, and `x = 1, x = 2` too: a name that all items share, or that only the first one has."""
-    labels = [_label(item) for item in items]
+    labels = [label(item) for item in items]
     names = [name for name, _ in labels]
     if names[0] and (not any(names[1:]) or len(set(names)) == 1):
         return [value for _, value in labels]
@@ -374,28 +313,10 @@ def _pair(gold: str, answer: str, limits: Limits) -> bool:
     return _same_structure(gold, answer, limits.deeper())
 
 
-def _bracketed(text: str) -> tuple[str, str, str] | None:
-    r"""Opening, inside and closing of `(…)`, `[…)`, `\{…\}` … where they enclose the whole text."""
-    text = text.strip()
-    opening = "{" if text.startswith((r"\{", "{")) else text[:1]
-    closing = "}" if text.endswith((r"\}", "}")) else text[-1:]
-    if opening not in ("(", "[", "{") or closing not in (")", "]", "}") or len(text) < 3:
-        return None
-    if (opening == "{") != (closing == "}"):
-        return None
-    depth = 0
-    for position, character in enumerate(text):
-        depth += (character in "([{") - (character in ")]}")
-        if depth == 0 and 0 < position < len(text) - 1:
-            return None
-    start, end = 2 if text.startswith(r"\{") else 1, -2 if text.endswith(r"\}") else -1
-    return opening, text[start:end].strip(), closing
-
-
 def _same_brackets(gold: str, answer: str, brackets: tuple, limits: Limits) -> bool:
     left, right = brackets
     if left is None or right is None:
-        if _EQUALS.search(gold) or _EQUALS.search(answer):
+        if EQUALS.search(gold) or EQUALS.search(answer):
             return _same_equation(gold, answer, limits)
         if "pmatrix" in gold + answer and left is None and right and right[0] == "(":
             return _same_column(gold, right[1], limits)
@@ -418,16 +339,8 @@ def _same_column(gold: str, inside: str, limits: Limits) -> bool:
     return len(rows) == len(items) > 0 and all(_pair(a, b, limits) for a, b in zip(rows, items, strict=True))
 
 
-def _label(item: str) -> tuple[str | None, str]:
-    """A name and the value given to it; (None, item) where there is none."""
-    parts = _EQUALS.split(item)
-    if len(parts) == 2 and _LABEL.match(parts[0].strip()) and parts[1].strip():
-        return compact(parts[0]), parts[1].strip()
-    return None, item
-
-
 def _same_equation(gold: str, answer: str, limits: Limits) -> bool:
-    (gold_name, gold_value), (answer_name, answer_value) = _label(gold), _label(answer)
+    (gold_name, gold_value), (answer_name, answer_value) = label(gold), label(answer)
     if gold_name and answer_name:
         if gold_name != answer_name:
             calls = [re.fullmatch(r"([a-zA-Z]+)\(([a-zA-Z])\)", name) for name in (gold_name, answer_name)]
@@ -435,9 +348,9 @@ def _same_equation(gold: str, answer: str, limits: Limits) -> bool:
                 return False
             answer_value = re.sub(rf"(?<![\\a-zA-Z]){calls[1][2]}(?![a-zA-Z])", calls[0][2], answer_value)
         return _same_structure(gold_value, answer_value, limits.deeper())
-    if not _EQUALS.search(answer):
+    if not EQUALS.search(answer):
         return gold_name is not None and _same_structure(gold_value, answer, limits.deeper())
-    if not _EQUALS.search(gold):
+    if not EQUALS.search(gold):
         return answer_name is not None and _same_structure(gold, answer_value, limits.deeper())
     return limits.same_expression(_plain(gold), _plain(answer))
 
@@ -457,30 +370,3 @@ def _same_ratio(gold: list[str], answer: list[str]) -> bool:
     return close(*values)
 
 
-def _interval(text: str) -> str | None:
-    r"""The interval that an inequality in one name stands for: `x < -5`, `-2 <= x <= 7`, `x \in [0,1)`, `\{x | …\}`."""
-    text = text.strip()
-    builder = re.fullmatch(rf"\\?\{{\s*({_CALL})\s*(?:\\in\s*\\mathbb\{{?R\}}?\s*)?[|:]\s*(.*?)\s*\\?\}}", text)
-    if builder:
-        return _interval(builder[2])
-    member = re.fullmatch(rf"({_CALL})\s*\\in\s*(?![a-zA-Z\\])(.*)", text)
-    if member:
-        return member[2].strip()
-    parts = [part.strip() for part in _RELATION.split(text)]
-    if len(parts) == 3 and all(parts):
-        left, sign, right = parts
-        if _LABEL.match(right) and not _LABEL.match(left):
-            left, right, sign = right, left, sign.translate(str.maketrans("<>", "><"))
-        if not _LABEL.match(left):
-            return None
-        closed = "=" in sign
-        infinite = r"\infty"
-        if sign[0] == "<":
-            return f"(-{infinite}, {right}{']' if closed else ')'}"
-        return f"{'[' if closed else '('}{right}, {infinite})"
-    if len(parts) == 5 and all(parts) and _LABEL.match(parts[2]) and parts[1][0] == parts[3][0]:
-        low, first, _, second, high = parts
-        if first[0] == ">":
-            low, high, first, second = high, low, second, first
-        return f"{'[' if '=' in first else '('}{low}, {high}{']' if '=' in second else ')'}"
-    return text if (_bracketed(text) or ("",))[0] in ("(", "[") else None

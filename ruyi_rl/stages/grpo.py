@@ -23,7 +23,7 @@ from ruyi_rl.training.batches import plan_batches
 from ruyi_rl.training.callbacks import first_and_last, read_metrics
 from ruyi_rl.training.deepspeed import deepspeed_config
 from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
-from ruyi_rl.training.session import leave_deepspeed, train
+from ruyi_rl.training.session import enter_deepspeed, leave_deepspeed, train
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -71,6 +71,7 @@ def arguments(context: StageContext, rewards: Sequence[LoadedReward], sharded: b
     }
     if sharded:
         defaults["deepspeed"] = deepspeed_config(config.deepspeed, ranks.world_size())
+        enter_deepspeed(defaults["deepspeed"])
     return trainer_arguments(GRPOConfig, "grpo.trainer", config.grpo.trainer, context.folder, config.seed, defaults)
 
 

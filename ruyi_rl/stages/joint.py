@@ -22,7 +22,7 @@ from ruyi_rl.training.callbacks import first_and_last, read_metrics
 from ruyi_rl.training.deepspeed import deepspeed_config
 from ruyi_rl.training.options import LossWeightOptions, SFTOptions
 from ruyi_rl.training.schedules import loss_weights
-from ruyi_rl.training.session import leave_deepspeed, train
+from ruyi_rl.training.session import enter_deepspeed, leave_deepspeed, train
 from ruyi_rl.training.sft_trainer import FamilySFTTrainer
 
 ROW_COLUMNS = ("prompt", "completion", "messages", "text")
@@ -58,10 +58,10 @@ def joint_training(
     rows = rows.select_columns([name for name in ROW_COLUMNS if name in rows.column_names])
     if "messages" in rows.column_names:
         defaults = {"assistant_only_loss": True, **(defaults or {})}
-    sharding = {"deepspeed": deepspeed_config(config.deepspeed, ranks.world_size())}
-    args = trainer_arguments(
-        SFTConfig, key, options.trainer, checkpoints, config.seed, {**(defaults or {}), **sharding}
-    )
+    sharding = deepspeed_config(config.deepspeed, ranks.world_size())
+    enter_deepspeed(sharding)
+    defaults = {**(defaults or {}), "deepspeed": sharding}
+    args = trainer_arguments(SFTConfig, key, options.trainer, checkpoints, config.seed, defaults)
     try:
         weights = loss_weights(options.loss_weights, exits)
     except ValueError as error:

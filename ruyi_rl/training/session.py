@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -63,6 +65,22 @@ def newest_checkpoint(folder: Path) -> Path | None:
         if path not in whole:
             shutil.rmtree(path)
     return whole[-1] if whole else None
+
+
+def enter_deepspeed(config: dict | None) -> None:
+    """Lets DeepSpeed know the run's ranks, before arguments and model are made; nothing without a configuration.
+
+    Otherwise ZeRO-3 on a CPU counts one rank when the model is loaded, and one rank without a launcher looks for MPI.
+    """
+    if config is None:
+        return
+    import deepspeed
+
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if not torch.distributed.is_initialized():
+        os.environ.setdefault("LOCAL_RANK", "0")
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(backend, verbose=False)
 
 
 def leave_deepspeed() -> None:

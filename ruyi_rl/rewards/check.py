@@ -1,0 +1,195 @@
+"""Refuses an impossible `reward` group by reading the plugins, without importing them or torch."""
+
+from __future__ import annotations
+
+import ast
+import importlib.machinery
+import importlib.util
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ruyi_rl.refusal import Refusal, nearest
+from ruyi_rl.rewards.options import RewardOptions
+from ruyi_rl.rewards.paths import RewardPath, shipped_plugins
+
+_GIVEN = {"prompts", "completions", "completion_ids", "self"}
+
+
+def check_reward(options: RewardOptions) -> dict[str, list[str]]:
+    """Check a whole `reward` group.
+
+    Returns:
+        Name -> the data columns that the function cannot do without (its parameters without a default).
+
+    Raises:
+        Refusal: no functions, a path that leads to no function, keyword arguments that the function does not know, a
+            weight that is not finite, a judge that is not among the functions.
+    """
+    if not options.functions:
+        raise Refusal("reward.functions", "none given", "reward=math, or any other of conf/reward/")
+    for name, function in options.functions.items():
+        key = f"reward.functions.{name}"
+        check_function(key, function.path, function.kwargs)
+        if not math.isfinite(function.weight):
+            raise Refusal(f"{key}.weight", f"{function.weight} is not a finite number", "any finite number")
+    if all(function.weight == 0 for function in options.functions.values()):
+        raise Refusal("reward.functions", "every weight is 0, so that there is nothing to learn", "one weight not 0")
+    if options.judge is not None and options.judge not in options.functions:
+        problem = f"no reward function {options.judge!r}"
+        raise Refusal("reward.judge", problem, nearest(options.judge, options.functions))
+    if not math.isfinite(options.pass_at):
+        raise Refusal("reward.pass_at", f"{options.pass_at} is not a finite number", "any finite number")
+    return {name: required_columns(function.path, function.kwargs) for name, function in options.functions.items()}
+
+
+def check_function(key: str, path: str, kwargs: Mapping[str, Any]) -> str:
+    """Check one function's path and keyword arguments.
+
+    Args:
+        key: config key of the function, for the message.
+
+    Returns:
+        The function's name in its module.
+
+    Raises:
+        Refusal: see `check_reward`.
+    """
+    key = key if key.endswith("path") else f"{key}.path"
+    if not path:
+        raise Refusal(key, "none given", f"a Python file such as {shipped_plugins()[0]}, or a dotted name")
+    place = RewardPath.parse(path)
+    if place.file is None:
+        return _check_dotted(key, path, place)
+    file = place.find()
+    if file is None:
+        looked = ", ".join(str(folder.parent) for folder in place.places())
+        raise Refusal(key, f"no file {place.file!r} (looked in {looked})", nearest(place.file, shipped_plugins()))
+    tree = _parse(key, file)
+    if place.function:
+        names = _names(tree)
+        if place.function not in names:
+            raise Refusal(key, f"{file} has no {place.function!r}", nearest(place.function, _public(tree) or names))
+        function = place.function
+    else:
+        public = sorted(_public(tree))
+        if len(public) != 1:
+            found = f"{len(public)} public functions: {', '.join(public)}" if public else "no public function"
+            example = public[0] if public else "my_reward"
+            allowed = f"one, or {place.file}:{example}" if public else "def my_reward(completions, **kwargs): …"
+            raise Refusal(key, f"{file} has {found}", allowed)
+        function = public[0]
+    definition = _definition(tree, function)
+    if definition is not None:
+        _check_signature(key, file, tree, definition, kwargs)
+    return function
+
+
+def required_columns(path: str, kwargs: Mapping[str, Any]) -> list[str]:
+    """The data columns that a checked function cannot do without; [] where its source cannot be read."""
+    place = RewardPath.parse(path)
+    file = place.find() if place.file else None
+    if file is None:
+        return []
+    tree = _parse("path", file)
+    definition = _definition(tree, place.function or next(iter(_public(tree))))
+    if definition is None:
+        return []
+    arguments = definition.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    required = positional[: len(positional) - len(arguments.defaults)]
+    required += [a for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default is None]
+    return [argument.arg for argument in required if argument.arg not in _GIVEN | set(kwargs)]
+
+
+def _parse(key: str, file: Path) -> ast.Module:
+    try:
+        return ast.parse(file.read_bytes(), str(file))
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        raise Refusal(key, f"{file}{f':{line}' if line else ''}: not Python: {error}", "mend that line") from error
+
+
+def _definition(tree: ast.Module, name: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return next((node for node in reversed(tree.body) if isinstance(node, kinds) and node.name == name), None)
+
+
+def _public(tree: ast.Module) -> set[str]:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")}
+
+
+def _names(tree: ast.Module) -> set[str]:
+    """Every name that the module may have: bound anywhere, or listed as text (lazy modules, `__all__`)."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.alias):
+            names.add(node.asname or node.name.partition(".")[0])
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+            names.add(node.value)
+    return names
+
+
+def _check_signature(key: str, file: Path, tree: ast.Module, definition, kwargs: Mapping[str, Any]) -> None:
+    arguments = definition.args
+    place = f"{file}:{definition.lineno}"
+    if arguments.kwarg is None:
+        problem = f"{place}: {definition.name} takes no **kwargs, but the trainer passes more than it names"
+        raise Refusal(key, problem, f"def {definition.name}(completions, **kwargs)")
+    if arguments.posonlyargs:
+        name = arguments.posonlyargs[0].arg
+        raise Refusal(key, f"{place}: {definition.name} takes {name!r} by position only", "parameters without '/'")
+    named = {argument.arg for argument in [*arguments.args, *arguments.kwonlyargs]}
+    if unknown := [name for name in kwargs if name not in named | _read_names(tree)]:
+        problem = f"{place}: {definition.name} has no parameter {unknown[0]!r}"
+        choices: Iterable[str] = named - _GIVEN or {"no keyword arguments"}
+        raise Refusal(key.removesuffix("path") + "kwargs", problem, nearest(unknown[0], choices))
+
+
+def _read_names(tree: ast.Module) -> set[str]:
+    """Texts in the file: a function may read `kwargs["limit"]`."""
+    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def _check_dotted(key: str, path: str, place: RewardPath) -> str:
+    allowed = "a Python file such as rewards/math_answer.py, or a dotted name such as trl.rewards.think_format_reward"
+    parts = path.split(".")
+    if place.module is None or not all(part.isidentifier() for part in parts):
+        allowed = nearest(f"rewards/{path}.py", shipped_plugins()) if place.module is None else allowed
+        raise Refusal(key, f"{path!r} is neither a Python file nor a dotted name", allowed)
+    spec = importlib.util.find_spec(parts[0])
+    if spec is None:
+        raise Refusal(key, f"no package {parts[0]!r} is installed", allowed)
+    file = _module_file(key, parts[:-1], spec)
+    if file is not None:
+        names = _names(_parse(key, file))
+        if parts[-1] not in names and "*" not in names:
+            close = [name for name in names if not name.startswith("_")]
+            raise Refusal(key, f"{'.'.join(parts[:-1])} has no {parts[-1]!r}", nearest(parts[-1], close)[:200])
+    return parts[-1]
+
+
+def _module_file(key: str, parts: list[str], spec: importlib.machinery.ModuleSpec) -> Path | None:
+    """The source of a module, found by walking folders from its top package; None where it is not plain Python."""
+    file = Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    for position, part in enumerate(parts[1:], start=1):
+        for folder in folders:
+            if (folder / part / "__init__.py").is_file():
+                file, folders = folder / part / "__init__.py", [folder / part]
+                break
+            if (folder / f"{part}.py").is_file():
+                file, folders = folder / f"{part}.py", []
+                break
+        else:
+            if not folders or any(any(folder.glob(f"{part}.*")) or (folder / part).is_dir() for folder in folders):
+                return None  # a class, an extension module or a namespace package: only importing it would tell
+            found = {entry.stem for folder in folders for entry in folder.iterdir() if not entry.name.startswith("_")}
+            raise Refusal(key, f"{'.'.join(parts[:position])} has no module {part!r}", nearest(part, found)[:200])
+    return file

@@ -1,0 +1,81 @@
+import math
+
+import pytest
+from rich.console import Console
+
+from ruyi_rl.report.batch import Prompts, StepPlan, byte_size, grpo_steps, plan_table, sft_steps
+from ruyi_rl.training.batches import plan_batches
+from ruyi_rl.training.rows import FamilySampler
+
+
+def plan(**changes):
+    values = {
+        "world_size": 2,
+        "micro_batch": 24,
+        "micro_batches": 4,
+        "optimiser_steps": 60,
+        "prompts": Prompts(rows=1000, longest=40, limit=64, left_out=3),
+        "longest_row": 140,
+        "weights": {"1.7B": 3_538_000_000, "family": 33_960_000_000},
+        "exits": 3,
+        "generations": 8,
+        "generation_batch": 192,
+    }
+    return StepPlan(**{**values, **changes})
+
+
+def test_the_batch_arithmetic():
+    found = plan()
+    assert found.rows_per_step == 24 * 2 * 4 == 192
+    assert found.prompts_per_generation == 8 and 8 * 3 * 8 == 192
+    assert found.tokens_per_step == 192 * 140
+
+
+@pytest.mark.parametrize("prompts", [8, 9, 100])
+@pytest.mark.parametrize(("world", "size", "steps", "accumulation", "iterations"), [(1, 24, 1, 1, 1), (2, 12, 4, 2, 3)])
+def test_grpo_steps_equal_what_the_trainer_counts(prompts, world, size, steps, accumulation, iterations):
+    batches = plan_batches(size, steps, num_generations=4, exits=3, world_size=world)
+    rows = len(FamilySampler(prompts, batches, repeat_count=iterations * steps))
+    # transformers: rows over batches of all ranks, then optimiser steps an epoch, then epochs.
+    batches_a_rank = math.ceil(rows / (size * steps * world))
+    expected = math.ceil(2.5 * max(1, math.ceil(batches_a_rank / accumulation)))
+    assert grpo_steps(prompts, batches.prompts, iterations * steps / accumulation, 2.5, -1) == expected
+
+
+def test_max_steps_wins():
+    assert grpo_steps(1000, 8, 1, 3, 17) == sft_steps(1000, 8, 1, 1, 3, 17) == 17
+
+
+@pytest.mark.parametrize(
+    ("sequences", "world", "accumulation", "steps"), [(100, 1, 1, 13), (100, 1, 4, 4), (101, 2, 1, 7), (1, 1, 4, 1)]
+)
+def test_sft_steps_of_an_epoch(sequences, world, accumulation, steps):
+    assert sft_steps(sequences, 8, world, accumulation, 1, -1) == steps
+    assert sft_steps(sequences, 8, world, accumulation, 3, -1) == 3 * steps
+
+
+def shown(found):
+    console = Console(width=120, record=True, quiet=False, file=open("/dev/null", "w"))
+    console.print(plan_table(found))
+    return " ".join(console.export_text().split())
+
+
+def test_the_table_shows_the_arithmetic():
+    text = shown(plan())
+    assert "ranks 2" in text
+    assert "completions at once 192 8 prompts × 3 exits × G 8" in text
+    assert "completions a step 192 24 a rank × 2 ranks × 4 micro-batches" in text
+    assert "tokens a step, at most 26,880 140 tokens a row" in text
+    assert "optimiser steps 60 1,000 training rows" in text
+    assert "longest prompt 40 tokens; limit 64, 3 rows over it left out" in text
+    assert "weights of 1.7B 3.54 GB its branch" in text and "weights of family 34 GB the whole family" in text
+
+
+def test_where_nothing_is_generated_rows_are_sequences():
+    text = shown(plan(generation_batch=None, exits=1, generations=1, prompts=Prompts(1000, 140, None, 0)))
+    assert "sequences a step 192" in text and "completions" not in text and "no limit" in text
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (999, "999 B"), (1468736, "1.47 MB"), (34e12, "34 TB")])
+def test_sizes_have_three_digits(size, text):
+    assert byte_size(size) == text

@@ -1,0 +1,82 @@
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from ruyi_rl.report.tables import duration, number, percent, points, print_result
+
+GRPO = {
+    "stage": "grpo",
+    "run": "runs/tiny/grpo",
+    "seed": 3,
+    "seconds": 187.4,
+    "reward_failures": 0,
+    "held_out": {"problems": 256, "samples": 8, "temperature": 1.0},
+    "exits": {
+        "1.7B": {
+            "pass_before": 0.25,
+            "pass_after": 0.4475,
+            "greedy_before": 0.5,
+            "greedy_after": 0.625,
+            "reward_first": 0.2,
+            "reward_last": 0.456,
+        }
+    },
+}
+
+
+def shown(summary, **options):
+    console = Console(file=io.StringIO(), width=120, highlight=False)
+    print_result(console, summary, **options)
+    return " ".join(console.file.getvalue().split())
+
+
+def test_grpo_shows_before_after_and_the_change_in_points():
+    text = shown(GRPO)
+    assert "│ 1.7B │ 25.0 % → 44.8 % │ +19.8 points │ 50.0 % → 62.5 % │ 0.200 → 0.456 │" in text
+    assert "grpo · seed 3 · 3:07" in text and "256 problems, mean of 8 samples at temperature 1" in text
+    assert "runs/tiny/grpo holds the family" in text and "Family.from_pretrained" in text
+
+
+def test_grpo_without_an_evaluation_shows_the_rewards():
+    exits = {"1.7B": {"reward_first": None, "reward_last": 0.5}}
+    text = shown({**GRPO, "exits": exits, "held_out": None})
+    assert "│ 1.7B │ – → 0.500 │" in text and "pass rate" not in text
+
+
+def test_failed_rewards_are_said():
+    assert "12 completions could not be scored" in shown({**GRPO, "reward_failures": 12})
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_sft_shows_loss_accuracy_and_pass_rates(evaluated):
+    exit = {"loss_first": 5.0, "loss_last": 0.5, "accuracy_first": 0.1, "accuracy_last": 0.75}
+    if evaluated:
+        exit |= {"pass": 0.125, "greedy": 0.25}
+    text = shown({"stage": "sft", "run": "runs/x/sft", "seed": 1, "seconds": 1, "exits": {"1.7B": exit}})
+    assert "5.000 → 0.500 │ 0.100 → 0.750" in text
+    assert ("│ 12.5 % │ 25.0 %" in text) == evaluated
+    assert "Next: python -m ruyi_rl stage=grpo" in text
+
+
+def test_init_shows_the_branches_and_only_the_last_stage_says_what_is_next():
+    exits = {"8B": {"k": 21, "layers": 22, "parameters": 8_045_000_000}}
+    summary = {"stage": "init", "run": "runs/x/init", "seed": 1, "seconds": 3700, "exits": exits}
+    text = shown(summary, last=False)
+    assert "│ 8B │ 21 │ 22 │ 8,045,000,000 │" in text and "1:01:40" in text and "Next" not in text
+    assert "Next: python -m ruyi_rl stage=sft" in shown(summary)
+
+
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_what_was_not_measured_is_a_dash(missing):
+    assert number(missing) == percent(missing) == points(missing, 0.5) == points(0.5, missing) == "–"
+
+
+def test_names_with_brackets_are_shown_as_they_are():
+    assert "runs/[b]/grpo" in shown({**GRPO, "run": "runs/[b]/grpo", "exits": {"[red]x": GRPO["exits"]["1.7B"]}})
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599.6, "1:00:00"), (7265, "2:01:05")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text

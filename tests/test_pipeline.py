@@ -1,0 +1,352 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from ruyi_rl import execution
+from ruyi_rl.config import RunConfig, StageOptions
+from ruyi_rl.failure import Interrupted, StageFailed
+from ruyi_rl.pipeline import chain, run_stages, steps
+from ruyi_rl.refusal import Refusal
+from ruyi_rl.run_folder import StageFolder, config_hash
+
+EXITS = {"init": {"k": 1, "layers": 2, "parameters": 3}, "grpo": {"reward_first": 0.1, "reward_last": 0.2}}
+JOINT = {"loss_first": 2.0, "loss_last": 1.0, "accuracy_first": 0.1, "accuracy_last": 0.2}
+
+
+class Stages:
+    """Stands in for the stage modules: writes a family's files and remembers what ran, from what."""
+
+    def __init__(self):
+        self.ran = []
+        self.act = {}
+
+    def module(self, name):
+        stage = name.rsplit(".", 1)[-1]
+
+        def run(context):
+            self.ran.append((stage, context.step.input and context.step.input.name))
+            self.act.get(stage, lambda context: None)(context)
+            (context.folder / "config.json").write_text("{}")
+            return {"exits": {"1.7B": EXITS.get(stage, JOINT)}}
+
+        return SimpleNamespace(run=run)
+
+    @property
+    def names(self):
+        return [stage for stage, _ in self.ran]
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    fake = Stages()
+    monkeypatch.setattr(execution, "import_module", fake.module)
+    monkeypatch.setattr(execution, "quiet_libraries", lambda: None)
+    return fake
+
+
+@pytest.fixture
+def config(tmp_path):
+    def make(stage="grpo", **changes):
+        values = {"name": "x", "run_dir": str(tmp_path / "x"), **changes}
+        return RunConfig(stage=StageOptions(stage), **values)
+
+    return make
+
+
+def manifest(config, stage):
+    return StageFolder(f"{config.run_dir}/{stage}").manifest()
+
+
+def checkpoint(context, step=7):
+    folder = context.folder / f"checkpoint-{step}"
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text("{}")
+
+
+def test_a_stage_runs_what_it_needs_first_and_each_starts_from_the_one_before(stages, config):
+    run_stages(config("grpo"), [])
+    assert stages.ran == [("init", None), ("sft", "init"), ("grpo", "sft")]
+
+
+def test_pipeline_runs_all_of_stages(stages, config):
+    run_stages(config("pipeline", stages=["init", "pretrain", "sft"]), [])
+    assert stages.names == ["init", "pretrain", "sft"]
+
+
+def test_a_stage_out_of_the_list_stands_on_those_that_come_before_it(config):
+    assert chain(config("pretrain")) == ["init", "pretrain"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage": "grop"}, "did you mean 'grpo'"),
+        ({"stages": ["init", "stf"]}, "did you mean 'sft'"),
+        ({"stages": ["init", "sft", "sft"]}, "twice"),
+        ({"stages": ["sft", "grpo"]}, "begin with init"),
+        ({"stage": "pipeline", "start_from": "."}, "does not start from a family"),
+        ({"start_from": "nowhere"}, "no family in nowhere"),
+    ],
+)
+def test_orders_that_cannot_run_are_refused(config, changes, message):
+    with pytest.raises(Refusal, match=message):
+        steps(config(**changes))
+
+
+def test_a_done_stage_is_shown_and_not_run_again(stages, config, capsys):
+    run_stages(config(), [])
+    capsys.readouterr()
+    run_stages(config(), [])
+    assert len(stages.ran) == 3
+    shown = capsys.readouterr().out
+    assert "done already" in shown and "0.100 → 0.200" in shown and f"{config().run_dir}/grpo" in shown
+
+
+def test_a_done_stage_does_not_need_the_folders_it_came_from(stages, config):
+    run_stages(config(), [])
+    StageFolder(f"{config().run_dir}/init").clear()
+    StageFolder(f"{config().run_dir}/sft").clear()
+    run_stages(config(), [])
+    assert len(stages.ran) == 3
+
+
+def test_the_next_stage_uses_the_done_ones(stages, config):
+    run_stages(config("sft"), [])
+    run_stages(config("grpo"), [])
+    assert stages.names == ["init", "sft", "grpo"]
+
+
+def test_the_manifest_says_how_the_stage_was_made(stages, config):
+    run_stages(config("sft"), [])
+    found = manifest(config(), "sft")
+    assert found.status == "done" and found.seed == 1 and found.world_size == 1
+    assert found.config_hash == config_hash(found.decided_by)
+    assert found.input_hash == manifest(config(), "init").config_hash
+    assert found.versions["ruyi_rl"] and found.versions["torch"] and found.finished >= found.started
+    assert {"model.name", "data.name", "sft.loss_weights.preset", "seed"} <= set(found.decided_by)
+    assert not any(key.startswith(("grpo.", "evaluation.")) for key in found.decided_by)
+    assert "run_dir: " in (StageFolder(config().run_dir).path / "sft" / "config.yaml").read_text()
+
+
+def test_another_config_is_refused_with_the_keys_that_differ(stages, config):
+    first = config("sft")
+    first.sft.trainer = {"max_steps": 300}
+    run_stages(first, [])
+    second = config("grpo")
+    second.sft.trainer = {"max_steps": 400}
+    with pytest.raises(Refusal) as refused:
+        run_stages(second, [])
+    assert refused.value.key == "name"
+    assert "sft was made with another config: sft.trainer.max_steps 300 → 400" in str(refused.value)
+    assert "stage=sft fresh=true" in str(refused.value)
+    assert len(stages.ran) == 2
+
+
+def test_a_changed_input_is_a_changed_config_of_all_that_stands_on_it(stages, config):
+    run_stages(config("grpo"), [])
+    with pytest.raises(Refusal, match="grpo was made with another config: .*seed 1 → 2"):
+        run_stages(config("grpo", seed=2), [])
+
+
+@pytest.mark.parametrize("key", ["logging_steps", "save_steps", "report_to"])
+def test_what_is_only_shown_or_kept_decides_nothing(stages, config, key):
+    run_stages(config("sft"), [])
+    other = config("sft")
+    other.sft.trainer = {key: 5}
+    run_stages(other, [])
+    assert len(stages.ran) == 2
+
+
+def test_evaluation_and_reward_decide_grpo_but_not_sft(stages, config):
+    run_stages(config("grpo"), [])
+    other = config("sft")
+    other.evaluation.problems = 7
+    run_stages(other, [])
+    assert len(stages.ran) == 3
+    other = config("grpo")
+    other.evaluation.problems = 7
+    with pytest.raises(Refusal, match="evaluation.problems 256 → 7"):
+        run_stages(other, [])
+
+
+def test_fresh_starts_the_asked_stage_over_and_no_other(stages, config):
+    run_stages(config("grpo"), [])
+    left = StageFolder(f"{config().run_dir}/grpo").path / "left.txt"
+    left.write_text("")
+    changed = config("grpo", fresh=True)
+    changed.grpo.trainer = {"max_steps": 3}
+    run_stages(changed, [])
+    assert stages.names == ["init", "sft", "grpo", "grpo"]
+    assert not left.exists()
+
+
+def test_fresh_of_the_pipeline_starts_all_over(stages, config):
+    run_stages(config("pipeline"), [])
+    run_stages(config("pipeline", fresh=True), [])
+    assert len(stages.ran) == 6
+
+
+def test_a_failed_stage_leaves_word_and_goes_on_where_it_was(stages, config):
+    def fail(context):
+        context.keep("before", {"1.7B": 0.25})
+        checkpoint(context)
+        raise ZeroDivisionError("no reward")
+
+    stages.act["grpo"] = fail
+    with pytest.raises(StageFailed) as failed:
+        run_stages(config("grpo"), ["stage=grpo", "fresh=true", "data.path=my data"])
+    message = str(failed.value)
+    folder = StageFolder(f"{config().run_dir}/grpo")
+    assert "ZeroDivisionError: no reward" in message and f"{folder.path}/checkpoint-7" in message
+    assert message.endswith("python -m ruyi_rl stage=grpo 'data.path=my data'")
+    assert "raise ZeroDivisionError" in (folder.path / "error.txt").read_text()
+    assert folder.manifest().status == "failed" and "no reward" in folder.manifest().message
+
+    seen = []
+    stages.act["grpo"] = lambda context: seen.append(context.kept("before"))
+    run_stages(config("grpo"), [])
+    assert seen == [{"1.7B": 0.25}] and stages.names == ["init", "sft", "grpo", "grpo"]
+    assert (folder.path / "checkpoint-7").exists() and not (folder.path / "error.txt").exists()
+    assert folder.manifest().status == "done" and folder.manifest().message is None
+
+
+def test_a_stage_that_had_saved_nothing_is_no_obstacle_to_a_mended_config(stages, config):
+    stages.act["sft"] = lambda context: 1 / 0
+    with pytest.raises(StageFailed, match="had saved nothing"):
+        run_stages(config("sft"), [])
+    stages.act.clear()
+    mended = config("sft")
+    mended.sft.trainer = {"max_steps": 3}
+    run_stages(mended, [])
+    assert stages.names == ["init", "sft", "sft"]
+
+
+def test_a_half_done_stage_with_a_checkpoint_is_not_thrown_away(stages, config):
+    def fail(context):
+        checkpoint(context)
+        raise ValueError
+
+    stages.act["sft"] = fail
+    with pytest.raises(StageFailed):
+        run_stages(config("sft"), [])
+    changed = config("sft")
+    changed.sft.trainer = {"max_steps": 3}
+    with pytest.raises(Refusal, match="sft.trainer.max_steps unset → 3"):
+        run_stages(changed, [])
+
+
+def test_a_refusal_of_a_stage_passes_and_leaves_no_folder(stages, config):
+    def refuse(context):
+        raise Refusal("model.base", "no such folder")
+
+    stages.act["init"] = refuse
+    with pytest.raises(Refusal, match="model.base"):
+        run_stages(config("init"), [])
+    assert not StageFolder(f"{config().run_dir}/init").path.exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_stage_says_what_is_safe_and_how_to_go_on(stages, config, number, status):
+    def interrupt(context):
+        with context.stop.gently():
+            os.kill(os.getpid(), number)
+            checkpoint(context)
+
+    stages.act["sft"] = interrupt
+    with pytest.raises(Interrupted) as interrupted:
+        run_stages(config("sft"), ["stage=sft"])
+    assert interrupted.value.status == status
+    assert "checkpoint-7 (after step 7)" in str(interrupted.value)
+    assert str(interrupted.value).endswith("Go on with: python -m ruyi_rl stage=sft")
+    assert manifest(config(), "sft").status == "interrupted"
+
+
+def test_the_seconds_of_all_attempts_add_up(stages, config):
+    def interrupt(context):
+        context.keep("half", True)
+        context.earlier_seconds += 100
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stages.act["sft"] = interrupt
+    with pytest.raises(Interrupted):
+        run_stages(config("sft"), [])
+    stages.act.clear()
+    run_stages(config("sft"), [])
+    assert 100 <= StageFolder(f"{config().run_dir}/sft").summary()["seconds"] < 160
+
+
+def test_a_checkpoint_of_other_ranks_or_another_zero_mode_is_refused(stages, config, monkeypatch):
+    def fail(context):
+        checkpoint(context)
+        raise ValueError
+
+    stages.act["sft"] = fail
+    with pytest.raises(StageFailed):
+        run_stages(config("sft"), [])
+    changed = config("sft")
+    changed.deepspeed.mode = "zero3"
+    with pytest.raises(Refusal, match="'auto', not 'zero3'"):
+        run_stages(changed, [])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(Refusal, match="on 1 ranks, this run has 2"):
+        run_stages(config("sft"), [])
+
+
+def test_start_from_takes_that_family_and_no_stage_before(stages, config, tmp_path):
+    run_stages(config("sft"), [])
+    family = f"{config().run_dir}/sft"
+    run_stages(config("grpo", run_dir=str(tmp_path / "y"), start_from=family), [])
+    assert stages.ran[2:] == [("grpo", "sft")]
+    found = StageFolder(tmp_path / "y" / "grpo").manifest()
+    assert found.input == family and found.decided_by["start_from"] == manifest(config(), "sft").config_hash
+    assert not any(key.startswith("sft.") for key in found.decided_by)
+
+
+def test_strangers_files_in_the_way_are_refused(stages, config, tmp_path):
+    (tmp_path / "x" / "init").mkdir(parents=True)
+    (tmp_path / "x" / "init" / "notes.txt").write_text("mine")
+    for fresh in (False, True):
+        with pytest.raises(Refusal, match="no stage wrote"):
+            run_stages(config("init", fresh=fresh), [])
+    assert (tmp_path / "x" / "init" / "notes.txt").exists()
+
+
+def test_a_run_folder_that_is_not_writable_is_refused(stages, config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refusal, match="run_dir"):
+        run_stages(config("init", run_dir=str(tmp_path / "file" / "x")), [])
+    assert stages.ran == []
+
+
+def test_the_torchrun_command_is_given_back_to_who_typed_it(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    typed = execution.continuing_command(["stage=sft"], num_processes=1)
+    assert typed == "torchrun --nproc-per-node=4 -m ruyi_rl stage=sft"
+    started = execution.continuing_command(["stage=sft", "num_processes=4"], num_processes=4)
+    assert started == "python -m ruyi_rl stage=sft num_processes=4"
+
+
+def test_a_done_stage_is_shown_without_importing_torch(stages, config, tmp_path):
+    run_stages(config("init"), [])
+    code = (
+        "import sys\n"
+        "from ruyi_rl.config import RunConfig, StageOptions\n"
+        "from ruyi_rl.pipeline import run_stages\n"
+        f"run_stages(RunConfig(stage=StageOptions('init'), name='x', run_dir={config().run_dir!r}), [])\n"
+        "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "done already" in shown and shown.endswith("[]\n")
+
+
+def test_the_summary_names_stage_run_and_seed(stages, config):
+    run_stages(config("init"), [])
+    summary = json.loads((StageFolder(f"{config().run_dir}/init").path / "summary.json").read_text())
+    assert (summary["stage"], summary["run"], summary["seed"]) == ("init", f"{config().run_dir}/init", 1)
+    assert summary["exits"] == {"1.7B": EXITS["init"]}

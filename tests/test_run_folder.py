@@ -1,0 +1,156 @@
+import json
+import multiprocessing
+import os
+import stat
+
+import pytest
+
+from ruyi_rl.refusal import Refusal
+from ruyi_rl.run_folder import (
+    Manifest,
+    StageFolder,
+    complete_checkpoints,
+    config_hash,
+    differences,
+    fingerprint,
+    flat,
+    locked,
+    require_writable,
+    write_text,
+)
+
+
+def manifest(**changes):
+    values = {
+        "stage": "sft",
+        "status": "running",
+        "config_hash": "abc",
+        "decided_by": {"seed": 1},
+        "input": None,
+        "input_hash": None,
+        "seed": 1,
+        "world_size": 1,
+        "deepspeed": "auto",
+        "versions": {},
+        "started": "2026-01-01T00:00:00+00:00",
+    }
+    return Manifest(**{**values, **changes})
+
+
+def test_flat_writes_nested_keys_with_dots_and_drops_empty_blocks():
+    tree = {"a": {"b": 1, "c": {"d": [1, (2, 3)]}}, "e": {}, "f": None}
+    assert flat(tree) == {"a.b": 1, "a.c.d": [1, [2, 3]], "f": None}
+
+
+def test_the_hash_knows_every_key_and_value_but_no_order():
+    base = {"a": 1, "b": [1, 2]}
+    assert config_hash(base) == config_hash({"b": [1, 2], "a": 1})
+    others = [{"a": 2, "b": [1, 2]}, {"a": 1, "b": [2, 1]}, {"a": 1}, {"a": "1", "b": [1, 2]}, {**base, "c": None}]
+    assert len({config_hash(other) for other in [base, *others]}) == 6
+
+
+def test_differences_name_changed_added_and_removed_keys():
+    old, new = {"same": 1, "x": 300, "gone": "a"}, {"same": 1, "x": 400, "new": None}
+    assert differences(old, new) == ["x 300 → 400", "new unset → null", 'gone "a" → unset']
+
+
+def test_a_manifest_comes_back_as_it_was_written(tmp_path):
+    folder = StageFolder(tmp_path / "sft")
+    assert folder.manifest() is None
+    written = manifest(progress={"before": {"exits": {"1.7B": 0.5}}}, seconds=1.5)
+    folder.write_manifest(written)
+    assert folder.manifest() == written
+
+
+def test_a_cut_manifest_counts_as_none(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"stage": "sf')
+    assert StageFolder(tmp_path).manifest() is None
+
+
+def test_writing_replaces_the_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    write_text(path, "old")
+    write_text(path, "new")
+    assert path.read_text() == "new"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_failed_write_keeps_the_old_text(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half \ud800")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_only_checkpoints_with_a_readable_state_are_whole_and_they_sort_by_number(tmp_path):
+    for step, state in ((100, "{}"), (20, "{}"), (300, '{"cut'), (400, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-100"]
+
+
+def test_clear_deletes_a_stage_folder_but_not_strangers_files(tmp_path):
+    mine, theirs = StageFolder(tmp_path / "sft"), StageFolder(tmp_path / "home")
+    mine.write_manifest(manifest())
+    mine.clear()
+    assert not mine.path.exists()
+    theirs.path.mkdir()
+    (theirs.path / "thesis.txt").write_text("years")
+    with pytest.raises(Refusal, match="no stage wrote"):
+        theirs.clear()
+    assert (theirs.path / "thesis.txt").exists()
+
+
+def test_a_fingerprint_is_the_stages_hash_or_changes_with_config_and_weights(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"12")
+    first = fingerprint(tmp_path)
+    assert fingerprint(tmp_path) == first
+    (tmp_path / "model.safetensors").write_bytes(b"123")
+    second = fingerprint(tmp_path)
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    assert len({first, second, fingerprint(tmp_path)}) == 3
+    StageFolder(tmp_path).write_manifest(manifest(config_hash="feed"))
+    assert fingerprint(tmp_path) == "feed"
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refusal, match="run_dir: cannot write"):
+        require_writable(tmp_path / "file" / "run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_refused(tmp_path):
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(Refusal, match="run_dir: cannot write"):
+        require_writable(tmp_path)
+
+
+def _hold(folder, held, release):
+    with locked(folder):
+        held.set()
+        release.wait(30)
+
+
+def test_two_processes_cannot_hold_one_run_and_a_killed_one_lets_go(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, held, release))
+    process.start()
+    assert held.wait(30)
+    with pytest.raises(Refusal, match=f"in use by process {process.pid}"), locked(tmp_path):
+        pass
+    process.kill()
+    process.join()
+    with locked(tmp_path):
+        pass
+
+
+def test_summaries_are_json(tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps({"stage": "sft"}))
+    assert StageFolder(tmp_path).summary() == {"stage": "sft"}
