@@ -3,8 +3,9 @@
 Formula: r = 1 if the completion's final answer equals the row's `answer`, else 0; None where the row has no answer.
 
 The final answer is the last box outside the thinking, else what follows `####`, "the answer is" or 答案. Text and
-decimals decide first; math-verify (https://github.com/huggingface/Math-Verify) decides the rest. An answer that restates
-the question, a chain of equations, and boxes that contradict each other are wrong. `ruyi_rl.rewards.answers` says more.
+decimals decide first; math-verify (https://github.com/huggingface/Math-Verify) decides the rest. An answer that
+restates the question, a chain of equations, and boxes that contradict each other are wrong. More in
+`ruyi_rl.rewards.answers`.
 """
 
 from ruyi_rl.rewards.answers import judge

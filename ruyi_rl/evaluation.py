@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import inspect
 import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +22,8 @@ from ruyi_rl.training.options import EvaluationOptions
 class Judge:
     """Decides whether a completion solves its problem."""
 
-    function: Callable[..., list[float | None]]
-    """A reward function of TRL's signature."""
+    function: Callable[..., list[float | None] | Awaitable[list[float | None]]]
+    """A reward function of TRL's signature, plain or async."""
     pass_at: float = 1.0
     """Reward from which a completion counts as solved."""
 
@@ -91,13 +93,14 @@ def evaluate_family(
         repeated = [ids for ids in prompt_ids for _ in range(options.samples)]
         sampling = Sampling(options.max_new_tokens, temperature=options.temperature, seed=drawn_by)
         completions = rollout.generate(exit, repeated, sampling) if repeated else []
-        verdicts = judged(judge, tokenizer, [row for row in problems for _ in range(options.samples)], completions)
+        asked = [row for row in problems for _ in range(options.samples)]
+        verdicts = judged(judge, tokenizer, exit, asked, completions)
         done += 1
         progress(exit, done, total)
         greedy = (
             rollout.generate(exit, prompt_ids, Sampling(options.max_new_tokens, temperature=0.0)) if problems else []
         )
-        greedy_verdicts = judged(judge, tokenizer, problems, greedy)
+        greedy_verdicts = judged(judge, tokenizer, exit, problems, greedy)
         done += 1
         progress(exit, done, total)
         answered = []
@@ -154,9 +157,9 @@ def prompt_token_ids(tokenizer: Any, prompt: Any, template_kwargs: Mapping[str, 
 
 
 def judged(
-    judge: Judge, tokenizer: Any, rows: Sequence[Mapping[str, Any]], completions: Sequence[Completion]
+    judge: Judge, tokenizer: Any, exit: str, rows: Sequence[Mapping[str, Any]], completions: Sequence[Completion]
 ) -> list[bool | None]:
-    """One verdict a completion; None where the judge gave none."""
+    """One verdict a completion; None where the judge gave none. The judge sees what the trainer would show it."""
     if not rows:
         return []
     texts = tokenizer.batch_decode([completion.token_ids for completion in completions], skip_special_tokens=True)
@@ -169,9 +172,22 @@ def judged(
         prompts=[row["prompt"] for row in rows],
         completions=chats,
         completion_ids=[completion.token_ids for completion in completions],
-        **columns,
+        **{**columns, "exit": [exit] * len(rows)},
+        trainer_state=None,
+        log_extra=_unlogged,
+        log_metric=_unlogged,
     )
+    if inspect.isawaitable(rewards):
+        rewards = asyncio.run(_result(rewards))
     return [None if reward is None or math.isnan(reward) else float(reward) >= judge.pass_at for reward in rewards]
+
+
+def _unlogged(name: str, values: Any) -> None:
+    """Stands in for the trainer's loggers."""
+
+
+async def _result(awaited: Awaitable[Any]) -> Any:
+    return await awaited
 
 
 def seed_of(seed: int, *words: object) -> int:

@@ -91,7 +91,8 @@ def execute(work: list[Work], config: RunConfig, overrides: list[str], console: 
     """
     if not work:
         return
-    quiet_libraries()
+    with console.status("loading the libraries"):
+        quiet_libraries()
     command = continuing_command(overrides, config.num_processes)
     with StopSignal(lambda line: console.print(line, style="yellow")) as stop:
         for item in work:

@@ -25,7 +25,7 @@ def rows():
 
 
 class Guesser:
-    """A worker that answers right with an exit's probability when it samples, and always right when greedy and large."""
+    """A worker that samples right answers with an exit's probability; greedy is right at the large exit only."""
 
     name = "guesser"
 
@@ -133,13 +133,28 @@ def test_the_problems_are_drawn_over_the_whole_split_and_the_same_for_every_exit
 def test_the_judge_sees_the_rows_fields_and_text_prompts_get_text_completions(tokenizer):
     seen = {}
 
-    def spy(prompts, completions, completion_ids, answer, level, **columns):
-        seen.update(prompts=prompts, completions=completions, level=level, columns=columns)
+    def spy(prompts, completions, completion_ids, answer, level, exit, log_extra, log_metric, **columns):
+        seen.update(prompts=prompts, completions=completions, level=level, exit=exit, columns=columns)
+        log_extra("shown", [1])
+        log_metric("shown", 1.0)
         return [1.0] * len(completions)
 
     rows = [{"prompt": "1+1=", "answer": "2", "level": 3, "completion": "2"}]
     evaluate_family(tokenizer, rows, Judge(spy), ["large"], OPTIONS, Guesser(tokenizer), 1)
-    assert seen == {"prompts": ["1+1="], "completions": ["2"], "level": [3], "columns": {}}
+    assert seen == {
+        "prompts": ["1+1="],
+        "completions": ["2"],
+        "level": [3],
+        "exit": ["large"],
+        "columns": {"trainer_state": None},
+    }
+
+
+def test_an_async_judge_is_awaited(tokenizer, rows):
+    async def later(prompts, completions, answer, **columns):
+        return judge(prompts, completions, answer)
+
+    assert measured(tokenizer, rows, judge=later)["small"].pass_rate == measured(tokenizer, rows)["small"].pass_rate
 
 
 def test_prompts_are_tokenised_as_the_template_renders_them(tokenizer):
@@ -155,6 +170,6 @@ def test_a_limit_is_needed(tokenizer, rows):
 
 
 def test_seeds_differ_by_purpose_and_are_stable():
-    assert seed_of(1, "small", 0) == seed_of(1, "small", 0) == 3634146926418093171
+    assert seed_of(1, "small", 0) == seed_of(1, "small", 0) == 8719900502000744310
     assert len({seed_of(1, "small", 0), seed_of(2, "small", 0), seed_of(1, "large", 0), seed_of(1, "small", 1)}) == 4
     assert evaluation.seed_of(1) < 2**63

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from ruyi_rl.family.weights import base_sources, branch_sources, parameters_of
 from ruyi_rl.training.log_probs import token_statistics
 
 OUTPUTS = ("logits", "hidden_states", "log_probs")
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
 
 
 class Family(FamilyPreTrainedModel, GenerationMixin):
@@ -30,7 +32,7 @@ class Family(FamilyPreTrainedModel, GenerationMixin):
     first: do not run one family at two exits from two threads.
     """
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __new__(cls, config=None, *args, **kwargs):
         return super().__new__(_CLASSES[type(config)] if cls is Family and config is not None else cls)
@@ -167,7 +169,8 @@ class Family(FamilyPreTrainedModel, GenerationMixin):
     def _resolve(self, exits: str | Sequence[str] | Mapping[str, int] | None) -> dict[str, int | None]:
         if exits is None:
             return {name: None for name in self.exits}
-        rows = dict(exits) if isinstance(exits, Mapping) else dict.fromkeys([exits] if isinstance(exits, str) else exits)
+        names = [exits] if isinstance(exits, str) else exits
+        rows = dict(names) if isinstance(names, Mapping) else dict.fromkeys(names)
         unknown = [name for name in rows if name not in self.exits]
         if unknown or not rows:
             raise ValueError(f"no such exit: {unknown}; this family has {list(self.exits)}")
@@ -237,7 +240,8 @@ class Family(FamilyPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: a base that is no stock Qwen2 or Qwen3, or exits that do not fit it.
         """
-        if not isinstance(base, PreTrainedModel):
+        owned = not isinstance(base, PreTrainedModel)
+        if owned:
             config = AutoConfig.from_pretrained(base, trust_remote_code=kwargs.get("trust_remote_code", False))
             FamilyConfig.from_backbone(config, exits, shared_heads)  # refuses before gigabytes are read
             base = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **kwargs)
@@ -249,7 +253,15 @@ class Family(FamilyPreTrainedModel, GenerationMixin):
         theirs = base.state_dict()
         sources = base_sources(config, theirs)
         family.to(dtype=base.dtype)
-        _fill(family, {name: theirs[source].clone() for name, source in sources.items()})
+        taken = set()
+
+        def take(tensor: torch.Tensor) -> torch.Tensor:
+            # A base that nobody else holds gives its tensors away; what several exits start from is copied.
+            copied = not owned or tensor.data_ptr() in taken
+            taken.add(tensor.data_ptr())
+            return tensor.clone() if copied else tensor
+
+        _fill(family, {name: take(theirs[source]) for name, source in sources.items()})
         if base.generation_config is not None:
             family.generation_config = GenerationConfig.from_dict(base.generation_config.to_dict())
         return family.eval()
@@ -270,7 +282,8 @@ class Family(FamilyPreTrainedModel, GenerationMixin):
         if cls is not Family:
             return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
         if config is None:
-            config = FamilyConfig.from_pretrained(pretrained_model_name_or_path)
+            hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+            config = FamilyConfig.from_pretrained(pretrained_model_name_or_path, **hub)
         return _CLASSES[type(config)].from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
 
 
@@ -281,7 +294,7 @@ def _split_rows(tensor: torch.Tensor, rows: Mapping[str, int | None]) -> dict[st
 
 
 def _fill(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> None:
-    """Give a model built on the meta device its tensors; its rotary buffers are not saved, so they are computed anew."""
+    """Give a model built on the meta device its tensors; its rotary buffers, which none of them is, are made anew."""
     model.load_state_dict(tensors, strict=True, assign=True)
     rotary = model.model.rotary_emb
     device = next(iter(tensors.values())).device

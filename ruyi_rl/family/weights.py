@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from ruyi_rl.family.config import FamilyConfig
 
 
-
 def branch_sources(config: FamilyConfig, exit: str, branch_names: Iterable[str]) -> dict[str, str]:
     """Stock tensor name of the exit's branch -> the family's tensor name.
 

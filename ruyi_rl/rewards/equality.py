@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 
 from ruyi_rl.rewards.notation import (
+    BASED,
     Number,
     compact,
     number,
@@ -18,7 +19,7 @@ from ruyi_rl.rewards.notation import (
     tidy,
     unit_name,
 )
-from ruyi_rl.rewards.structure import EQUALS, MAX_ITEMS, RELATION, bracketed, interval, items_of, label
+from ruyi_rl.rewards.structure import EQUALS, MAX_ITEMS, MEMBER, RELATION, bracketed, interval, items_of, label
 from ruyi_rl.rewards.symbolic import numeric_value, same_expression
 
 MAX_LENGTH = 3000
@@ -84,6 +85,11 @@ def _same(gold: str, answer: str, limits: Limits) -> bool:
     decided = _same_number(gold, answer)
     if decided is not None:
         return decided
+    letter = _CHOICE.match(_untext(gold))
+    if letter and _words(gold) == letter[1]:
+        chosen = _CHOICE.match(_untext(answer))
+        if chosen:
+            return chosen[1] == letter[1]
     if _is_text(gold) or _is_text(answer):
         return _same_text(gold, answer)
     return _same_structure(gold, answer, limits)
@@ -109,6 +115,11 @@ def _same_number(gold: str, answer: str) -> bool | None:
     if _is_decimal_comma(gold_core, answer_core):
         return True
     left, right = number(gold_core), number(answer_core)
+    if based := BASED.match(compact(gold_core)):
+        # The base may be left out where the question names it; another base is another number.
+        return right is not None and (right.base == int(based[2]) or right.base is None) and (
+            left == right if right.base else compact(answer_core) == based[1]
+        )  # fmt: skip
     if left is None or right is None:
         return None
     units = unit_name(gold_unit), unit_name(answer_unit)
@@ -189,9 +200,6 @@ def _same_text(gold: str, answer: str) -> bool:
     left, right = _words(gold), _words(answer)
     if left == right and left:
         return True
-    choices = _CHOICE.match(_untext(gold)), _CHOICE.match(_untext(answer))
-    if choices[0] and choices[1] and len(_untext(gold).strip(" ().")) == 1:
-        return choices[0][1] == choices[1][1]
     if {left, right} == {"infinitelymany", r"\infty"}:
         return True
     lists = [split_top(_untext(part)) for part in (gold, answer)]
@@ -212,6 +220,8 @@ def _same_structure(gold: str, answer: str, limits: Limits) -> bool:
     if limits.level > 4:
         return compact(gold) == compact(answer)
     gold, answer = peel(gold), peel(answer)
+    if bool(MEMBER.match(gold)) != bool(MEMBER.match(answer)):
+        gold, answer = (MEMBER.sub("", text) for text in (gold, answer))
     golds, answers = items_of(gold), items_of(answer)
     if len(golds) > 1 or len(answers) > 1:
         return _same_items(gold, answer, golds, answers, limits)

@@ -18,7 +18,9 @@ _UNICODE = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)} | {
 _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|[a-zA-Z]))")
 _CIRCLED = re.compile(r"[①-⑳]")
 
-_SPACING = re.compile(r"\\[!]\s*|\\(?:[,;:> ]|(?:q?quad|displaystyle|textstyle|limits|hfill)(?![a-zA-Z]))|~")
+_SPACING = re.compile(
+    r"(?<!\\)\\!\s*|(?<!\\)\\(?:[,;:> ]|(?:q?quad|displaystyle|textstyle|limits|hfill)(?![a-zA-Z]))|~"
+)
 _SIZING = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?|middle)(?![a-zA-Z])\s*\.?(?=\s*(?:\\[{}|]|[()\[\]|.]|\\[lr]|$))")
 _FONT = re.compile(r"\\(?:mathrm|mathbf|mathit|mathsf|mathcal|boldsymbol|bm|rm|bf)(?:\s*\{([^{}]*)\}|(?![a-zA-Z]))")
 _WORDS = re.compile(r"\\(?:text(?:bf|it|rm|normal|sf|tt|normal)?|mbox|hbox|textnormal|emph)\s*\{([^{}]*)\}")
@@ -214,7 +216,7 @@ _SCIENTIFIC = re.compile(
     rf"^{_SIGN}(?P<mantissa>\d{{1,40}}(?:\.\d{{1,40}})?)?(?:\\times|\\cdot|\*|x)?10\^\{{?(?P<power>-?\d{{1,3}})\}}?$"
 )
 _FLOAT = re.compile(r"^(?P<mantissa>[+-]?\d{1,40}(?:\.\d{1,40})?)[eE](?P<power>[+-]?\d{1,3})$")
-_BASE = re.compile(r"^([0-9A-Fa-f]{1,200})_\{?(\d{1,2})\}?$")
+BASED = re.compile(r"^([0-9A-Fa-f]{1,200})_\{?(\d{1,2})\}?$")
 _GROUPED = re.compile(r"^([+-]?\d{1,3})((?:[, ]\d{3})+)(\.\d+)?$")
 
 
@@ -240,7 +242,7 @@ def number(text: str) -> Number | None:
         value = Fraction(mantissa) * Fraction(10) ** power
         places = len(mantissa.partition(".")[2]) - power
         return Number(-value if match.groupdict().get("sign") == "-" else value, places if places > 0 else None)
-    if match := _BASE.match(text):
+    if match := BASED.match(text):
         base = int(match[2])
         if 2 <= base <= 16 and all(int(digit, 16) < base for digit in match[1]):
             return Number(Fraction(int(match[1], base)), None, base)

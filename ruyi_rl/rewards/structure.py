@@ -20,6 +20,7 @@ _LABEL = re.compile(
     rf"|\\frac\{{\s*[A-Z]{{1,3}}\s*\}}\{{\s*[A-Z]{{1,3}}\s*\}}|{_CALL}\s*:\s*{_CALL}"
     rf"|\(\s*{_CALL}(?:\s*,\s*{_CALL})*\s*\)|[a-zA-Z]{{2,}}(?:\s[a-zA-Z]+)*|\\text\{{[^{{}}]*\}}\s*)$"
 )
+MEMBER = re.compile(rf"^{_CALL}\s*\\in\s*(?=[\[({{]|\\\{{)")
 EQUALS = re.compile(r"(?<![<>!=:])=(?!=)")
 RELATION = re.compile(r"(<=|>=|<|>)")
 _PROSE_LABEL = re.compile(
@@ -100,9 +101,7 @@ def interval(text: str) -> str | None:
     builder = re.fullmatch(rf"\\?\{{\s*({_CALL})\s*(?:\\in\s*\\mathbb\{{?R\}}?\s*)?[|:]\s*(.*?)\s*\\?\}}", text)
     if builder:
         return interval(builder[2])
-    member = re.fullmatch(rf"({_CALL})\s*\\in\s*(?![a-zA-Z\\])(.*)", text)
-    if member:
-        return member[2].strip()
+    text = MEMBER.sub("", text)
     parts = [part.strip() for part in RELATION.split(text)]
     if len(parts) == 3 and all(parts):
         left, sign, right = parts

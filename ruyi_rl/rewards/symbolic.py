@@ -135,6 +135,7 @@ class _Unparsed(Exception):
 
 @functools.lru_cache(maxsize=4096)
 def _parsed(expression: str) -> tuple:
+    from latex2sympy2_extended import NormalizationConfig
     from math_verify import parse
     from math_verify.parser import LatexExtractionConfig
 
@@ -144,7 +145,11 @@ def _parsed(expression: str) -> tuple:
             logging.getLogger(f"math_verify.{module}").setLevel(logging.ERROR)
     # Unbracketed, the argument of a function would take in the factors behind it.
     expression = _BARE_ARGUMENT.sub(r"\\\1\2(\3) ", expression)
-    config = [LatexExtractionConfig(boxed_match_priority=0)]
+    # Units are off: they are split off before, and math-verify takes the variable of "5m" for one.
+    normalization = NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all", equations=False
+    )
+    config = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=normalization)]
     items = tuple(parse(rf"\boxed{{{expression}}}", config, "no_fallback", parsing_timeout=limit))
     if not items:
         raise _Unparsed
@@ -192,9 +197,13 @@ def _is_large_expansion(expression) -> bool:
 
 
 def _same_number(gold, answer) -> bool:
+    from sympy import Float
+
     # sympy's own numbers have no smallest exponent: as floats, 1/2004! and 1/2006! would both be 0.
-    left, right = gold.evalf(30), answer.evalf(30)
-    return bool(abs(left - right).evalf() * 10**12 <= max(abs(left).evalf(), abs(right).evalf()))
+    digits = 12 if gold.has(Float) or answer.has(Float) else 70
+    left, right = gold.evalf(digits + 20), answer.evalf(digits + 20)
+    difference, scale = abs(left - right).evalf(), max(abs(left).evalf(), abs(right).evalf())
+    return bool(scale.is_finite and difference * 10**digits <= scale)
 
 
 def _same_function(gold, answer) -> bool | None:

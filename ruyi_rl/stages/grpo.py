@@ -14,9 +14,10 @@ from ruyi_rl.execution import StageContext
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.report.batch import Prompts, StepPlan, grpo_steps, plan_table
 from ruyi_rl.report.curves import draw_curves
+from ruyi_rl.rewards.check import check_reward
 from ruyi_rl.rewards.loading import LoadedReward, load_reward_functions
 from ruyi_rl.rollout.selection import make_rollout
-from ruyi_rl.stages.held_out import judge_of, measure, measured_already, release_memory
+from ruyi_rl.stages.held_out import measure, measured_already, release_memory
 from ruyi_rl.stages.inputs import chosen_exits, load_family, load_tokenizer, weight_bytes
 from ruyi_rl.training.arguments import trainer_arguments
 from ruyi_rl.training.batches import plan_batches
@@ -25,16 +26,17 @@ from ruyi_rl.training.deepspeed import deepspeed_config
 from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
 from ruyi_rl.training.session import enter_deepspeed, leave_deepspeed, train
 
+OF_THE_TRAINER = frozenset(("exit", "trainer_state", "log_extra", "log_metric", "environments"))
+"""What a reward function may ask for that is no field of the data."""
+
 
 def run(context: StageContext) -> dict[str, Any]:
     """Measures the family that the stage starts from, trains it, measures it again."""
     config = context.config
     exits = chosen_exits(context.input, config.grpo.exits, "grpo.exits")
-    splits = load_data(config.data, config.seed, "grpo")
+    needs = {column for columns in check_reward(config.reward).values() for column in columns}
+    splits = load_data(config.data, config.seed, "grpo", needs - OF_THE_TRAINER)
     rewards = load_reward_functions(config.reward)
-    if not rewards:
-        raise Refusal("reward.functions", "none given", "reward=math, or any other of conf/reward/")
-    judge_of(rewards, config.reward)
     args = arguments(context, rewards, sharded=False)  # refuses bad values before minutes of measuring
 
     names = list(exits)

@@ -66,20 +66,21 @@ def joint_training(
         weights = loss_weights(options.loss_weights, exits)
     except ValueError as error:
         raise Refusal(f"{context.step.stage}.loss_weights", str(error)) from error
-    rows, lengths = limit_rows(rows, tokenizer, None if args.packing else args.max_length)
-    family = load_family(start, config.model)
-    sizes = weight_bytes(family)
-    try:
-        trainer = FamilySFTTrainer(
-            model=family,
-            args=args,
-            train_dataset=rows,
-            processing_class=tokenizer,
-            exits=list(exits),
-            loss_weights=weights,
-        )
-    except ValueError as error:
-        raise Refusal(key, str(error)) from error
+    with context.console.status("preparing the rows"):
+        rows, lengths = limit_rows(rows, tokenizer, None if args.packing else args.max_length, f"{key}.max_length")
+        family = load_family(start, config.model)
+        sizes = weight_bytes(family)
+        try:
+            trainer = FamilySFTTrainer(
+                model=family,
+                args=args,
+                train_dataset=rows,
+                processing_class=tokenizer,
+                exits=list(exits),
+                loss_weights=weights,
+            )
+        except ValueError as error:
+            raise Refusal(key, str(error)) from error
     plan = StepPlan(
         world_size=args.world_size,
         micro_batch=args.per_device_train_batch_size,
@@ -104,11 +105,14 @@ def joint_training(
     release_memory()
 
 
-def limit_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> tuple[Dataset, Prompts]:
+def limit_rows(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, limit: int | None, key: str = "max_length"
+) -> tuple[Dataset, Prompts]:
     """Leaves out the rows that are longer than `limit` tokens as the trainer sees them, and counts them.
 
     Args:
         limit: None: every row is kept (packing splits long ones over sequences).
+        key: config key of the limit, for messages.
 
     Raises:
         Refusal: none is left, or chat messages without a chat template.
@@ -118,9 +122,7 @@ def limit_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, limit: int | N
         lengths += _lengths(rows[start : start + 1000], tokenizer)
     kept = [index for index, length in enumerate(lengths) if limit is None or length <= limit]
     if not kept:
-        raise Refusal(
-            "max_length", f"all {len(lengths)} rows are longer than {limit} tokens", f"{min(lengths, default=0)}"
-        )
+        raise Refusal(key, f"all {len(lengths)} rows are longer than {limit} tokens", f"{min(lengths, default=0)}")
     report = Prompts(len(kept), max(lengths[index] for index in kept), limit, len(lengths) - len(kept))
     return (rows.select(kept) if report.left_out else rows), report
 

@@ -55,8 +55,8 @@ def plan_batches(
         below = size * steps // block * block
         nearest = " or ".join(str(value) for value in (below, below + block) if value)
         raise ValueError(
-            f"per_device_train_batch_size {size} x steps_per_generation {steps} = {size * steps} rows a rank, but whole "
-            f"prompts are {exits} exits x {num_generations} samples = {block} rows; nearest: {nearest}"
+            f"per_device_train_batch_size {size} x steps_per_generation {steps} = {size * steps} rows a rank, but "
+            f"whole prompts are {exits} exits x {num_generations} samples = {block} rows; nearest: {nearest}"
         )
     return BatchPlan(
         prompts=size * steps // block * world_size,

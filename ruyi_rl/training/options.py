@@ -1,4 +1,4 @@
-"""`sft`, `pretrain`, `grpo`, `evaluation`, `deepspeed`: options of the training stages. Importing this imports no torch."""
+"""Options of `sft`, `pretrain`, `grpo`, `evaluation` and `deepspeed`. Importing this module imports no torch."""
 
 from __future__ import annotations
 

@@ -26,10 +26,10 @@ def test_logits_equal_stock_branch(backbone, padded_batch, kind, tied, shared):
     ids, mask = padded_batch
     together = family(ids, mask).logits
     assert list(together) == list(EXITS)
-    for name in EXITS:
+    for name, depth in EXITS.items():
         stock = family.branch(name)
         assert type(stock).__name__ == {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[kind]
-        assert stock.config.num_hidden_layers == EXITS[name] + 1
+        assert stock.config.num_hidden_layers == depth + 1
         expected = stock(ids, attention_mask=mask).logits
         for logits in (together[name], family(ids, mask, exits=name).logits[name]):
             torch.testing.assert_close(logits[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=0)

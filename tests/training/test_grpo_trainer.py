@@ -160,7 +160,9 @@ def test_a_run_reports_every_exit(make_family, tokenizer, tmp_path):
     trainer = FamilyGRPOTrainer(
         model=family,
         reward_funcs=reward,
-        args=config(tmp_path, beta=0.05, gradient_accumulation_steps=2, num_iterations=2, per_device_train_batch_size=12),
+        args=config(
+            tmp_path, beta=0.05, gradient_accumulation_steps=2, num_iterations=2, per_device_train_batch_size=12
+        ),
         train_dataset=PROMPTS,
         processing_class=tokenizer,
     )

@@ -1,4 +1,4 @@
-"""What the trainers rely on of TRL's private surface. A failure here means: read TRL's change before raising the pin."""
+"""What the trainers rely on of TRL's private surface. A failure means: read TRL's change before raising the pin."""
 
 import hashlib
 import inspect

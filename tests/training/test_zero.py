@@ -146,6 +146,7 @@ def launch(kind: str, mode: str, folder: Path, ranks: int) -> dict[str, torch.Te
         capture_output=True,
         text=True,
         timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return Family.from_pretrained(folder / "trained").state_dict()

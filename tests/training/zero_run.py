@@ -84,7 +84,9 @@ def main(kind: str, mode: str, folder: Path) -> None:
     start_process_group(config)
     arguments = common(folder, config, ranks)
     if kind == "sft":
-        args = SFTConfig(**arguments, per_device_train_batch_size=4, max_length=64, train_sampling_strategy="sequential")
+        args = SFTConfig(
+            **arguments, per_device_train_batch_size=4, max_length=64, train_sampling_strategy="sequential"
+        )
         trainer = FamilySFTTrainer(
             model=Family.from_pretrained(folder / "family"),
             args=args,

@@ -1,0 +1,79 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from ruyi_rl.signals import StopSignal
+from ruyi_rl.training.callbacks import MetricsFile, StopOnSignal, first_and_last, read_metrics
+
+
+def state(step, main=True):
+    return SimpleNamespace(global_step=step, is_world_process_zero=main)
+
+
+def write(path, steps, phase=1):
+    callback = MetricsFile(path, phase)
+    callback.on_train_begin(None, state(0), None)
+    for step in steps:
+        callback.on_log(None, state(step), None, logs={"loss": 1.0 / step})
+
+
+def test_each_log_is_a_line_and_the_closing_log_is_none(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [1, 2])
+    MetricsFile(path).on_log(None, state(2), None, logs={"train_runtime": 3.0, "train_loss": 1.0})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"phase": 1, "step": 1, "loss": 1.0},
+        {"phase": 1, "step": 2, "loss": 0.5},
+    ]
+
+
+def test_a_resumed_training_drops_the_steps_that_come_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [1, 2, 3, 4])
+    MetricsFile(path).on_train_begin(None, state(2), None)
+    assert [row["step"] for row in read_metrics(path)] == [1, 2]
+
+
+def test_a_resumed_second_phase_keeps_the_first(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [1, 2, 3])
+    write(path, [1, 2, 3], phase=2)
+    MetricsFile(path, phase=2).on_train_begin(None, state(1), None)
+    assert [(row["phase"], row["step"]) for row in read_metrics(path)] == [(1, 1), (1, 2), (1, 3), (2, 1)]
+
+
+def test_a_line_that_a_kill_has_cut_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [1, 2])
+    path.write_text(path.read_text()[:-8])
+    assert [row["step"] for row in read_metrics(path)] == [1]
+    MetricsFile(path).on_train_begin(None, state(1), None)
+    MetricsFile(path).on_log(None, state(2), None, logs={"loss": 0.5})
+    assert [row["step"] for row in read_metrics(path)] == [1, 2]
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    callback = MetricsFile(path)
+    callback.on_train_begin(None, state(0, main=False), None)
+    callback.on_log(None, state(1, main=False), None, logs={"loss": 1.0})
+    assert not path.exists() and read_metrics(path) == []
+
+
+def test_a_stop_logs_saves_and_ends_the_training():
+    stop = StopSignal()
+    control = SimpleNamespace(should_log=False, should_save=False, should_training_stop=False)
+    StopOnSignal(stop).on_step_end(None, state(1), control)
+    assert not (control.should_log or control.should_save or control.should_training_stop)
+    stop.number = 15
+    StopOnSignal(stop).on_step_end(None, state(2), control)
+    assert control.should_log and control.should_save and control.should_training_stop
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(0, (None, None)), (1, (1.0, 1.0)), (4, (1.0, 4.0)), (20, (1.5, 19.5)), (25, (1.5, 24.5))]
+)
+def test_first_and_last_tenth(count, expected):
+    rows = [{"small/reward": float(step)} for step in range(1, count + 1)] + [{"loss": 1.0}, {"small/reward": None}]
+    assert first_and_last(rows, "small/reward") == expected
