@@ -56,7 +56,7 @@ def curve(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[
     return steps, values
 
 
-def running_mean(values: Sequence[float], share: float = 0.1) -> list[float]:
+def running_mean(values: Sequence[float], share: float = 0.05) -> list[float]:
     """Mean of each value and those before it, over a window of `share` of all values, at least 1."""
     width = max(1, round(share * len(values)))
     return [sum(values[max(0, end - width) : end]) / min(width, end) for end in range(1, len(values) + 1)]

@@ -82,7 +82,8 @@ def boxed_answers(text: str) -> list[str]:
     last = None
     for box in boxes(text):
         between = text[last.end : box.start] if last else ""
-        joined = last is not None and (len(between) < 10 or (len(between) < 70 and _SEPARATOR.search(between)))
+        near = len(between) < 70 and _SEPARATOR.search(between) and not _SENTENCE_END.search(between)
+        joined = last is not None and (len(between) < 10 or near)
         if joined:
             if box.inside not in groups[-1]:
                 groups[-1].append(box.inside)

@@ -378,5 +378,3 @@ def _same_ratio(gold: list[str], answer: list[str]) -> bool:
             return False
         values.append(Number(parts[0].value / parts[1].value) if len(parts) == 2 else parts[0])
     return close(*values)
-
-

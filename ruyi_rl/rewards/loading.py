@@ -104,7 +104,7 @@ def reward_function(name: str, path: str, kwargs: Mapping[str, Any] | None = Non
     """A plugin's function, plain or async, with `kwargs` bound."""
     bound = RewardFunction(name, path, kwargs)
     function = bound.function
-    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
     return AsyncRewardFunction(name, path, kwargs) if is_async else bound
 
 

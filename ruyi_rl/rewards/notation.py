@@ -85,8 +85,9 @@ _UNIT_NAMES = {
     "kilogram": "kg", "pound": "lb", "ounce": "oz", "second": "s", "sec": "s", "minute": "min", "hour": "h", "hr": "h",
     "liter": "l", "litre": "l", "milliliter": "ml", "day": "day", "week": "week", "month": "month", "year": "year",
     "厘米": "cm", "毫米": "mm", "千米": "km", "公里": "km", "米": "m", "克": "g", "千克": "kg", "秒": "s",
-    "分钟": "min",     "小时": "h", "天": "day", "年": "year",
-} | {unit: unit for unit in "mm cm dm m km in ft yd mi mg g kg lb oz ml l s min h".split()}  # fmt: skip
+    "分钟": "min", "小时": "h", "天": "day", "年": "year",
+} | {unit: unit for unit in ("mm", "cm", "dm", "m", "km", "in", "ft", "yd", "mi", "mg", "g", "kg", "lb", "oz", "ml",
+                             "l", "s", "min", "h")}  # fmt: skip
 
 
 def tidy(answer: str) -> str:

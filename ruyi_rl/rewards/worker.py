@@ -13,7 +13,7 @@ import sys
 import weakref
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.rewards.check import check_function
@@ -55,7 +55,7 @@ class IsolatedReward:
         self._pipe: Connection | None = None
         self._start()
 
-    def __enter__(self) -> IsolatedReward:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -156,7 +156,7 @@ def serve(descriptor: int) -> None:
     path, kwargs = pipe.recv()
     try:
         function = reward_function(Path(path).stem if ".py" in path else path.rpartition(".")[2], path, kwargs)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  a stranger's module may raise anything while it is imported
         pipe.send(("error", f"{path} cannot be imported: {type(error).__name__}: {error}"))
         return
     pipe.send(("ready", None))

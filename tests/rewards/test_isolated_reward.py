@@ -102,5 +102,6 @@ def test_from_a_script_without_a_main_guard(tmp_path):
         "    print(reward(completions=['<think>']))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    found = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    command = [sys.executable, script]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     assert (found.stdout, found.returncode) == ("[0.25]\n", 0), found.stderr
