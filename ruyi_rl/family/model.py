@@ -195,7 +195,8 @@ class Family(FamilyPreTrainedModel, GenerationMixin):
         """Number of parameters of an exit's branch."""
         self._resolve(exit)
         names = parameters_of(self.config, [exit], [name for name, _ in self.named_parameters()])
-        return sum(parameter.numel() for name, parameter in self.named_parameters() if name in names)
+        # A ZeRO-3 shard has 0 elements here; DeepSpeed keeps the whole parameter's number beside it.
+        return sum(getattr(p, "ds_numel", p.numel()) for name, p in self.named_parameters() if name in names)
 
     def branch(self, exit: str, copy: bool = True) -> PreTrainedModel:
         """The stock Qwen2ForCausalLM or Qwen3ForCausalLM of one exit.

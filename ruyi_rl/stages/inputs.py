@@ -12,7 +12,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ruyi_rl import ranks
 from ruyi_rl.family import Family, FamilyConfig
 from ruyi_rl.family.options import ModelOptions
-from ruyi_rl.family.weights import parameters_of
 from ruyi_rl.refusal import Refusal, nearest
 
 
@@ -67,11 +66,5 @@ def device() -> torch.device:
 def weight_bytes(family: Family) -> dict[str, int]:
     """Bytes of each exit's branch and, under `family`, of all weights; under ZeRO-3 as if they were not sharded."""
     size = family.dtype.itemsize
-    numbers = {name: _numel(parameter) for name, parameter in family.named_parameters()}
-    branches = {exit: parameters_of(family.config, [exit], list(numbers)) for exit in family.exits}
-    sizes = {exit: size * sum(numbers[name] for name in names) for exit, names in branches.items()}
-    return {**sizes, "family": size * sum(numbers.values())}
-
-
-def _numel(parameter: torch.nn.Parameter) -> int:
-    return getattr(parameter, "ds_numel", parameter.numel())
+    whole = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in family.parameters())
+    return {**{exit: size * family.branch_parameters(exit) for exit in family.exits}, "family": size * whole}

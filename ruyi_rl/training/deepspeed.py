@@ -43,20 +43,6 @@ def deepspeed_config(options: DeepSpeedOptions, world_size: int) -> dict | None:
     return _merge(config, options.config)
 
 
-def start_process_group(config: dict | None) -> None:
-    """Start torch.distributed the way DeepSpeed expects it, before a model is built.
-
-    Without this, ZeRO-3 on the CPU assumes one rank in its batch arithmetic and asserts.
-    """
-    import torch
-
-    if config is None or torch.distributed.is_initialized():
-        return
-    import deepspeed
-
-    deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
-
-
 def _merge(base: dict, changes: dict) -> dict:
     merged = dict(base)
     for key, value in changes.items():

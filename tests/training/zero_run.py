@@ -12,10 +12,11 @@ from trl import GRPOConfig, SFTConfig
 from ruyi_rl.data.tokenizer import byte_tokenizer
 from ruyi_rl.family import Family
 from ruyi_rl.rollout.worker import Completion
-from ruyi_rl.training.deepspeed import deepspeed_config, start_process_group
+from ruyi_rl.training.deepspeed import deepspeed_config
 from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
 from ruyi_rl.training.options import DeepSpeedOptions
 from ruyi_rl.training.schedules import LossWeights
+from ruyi_rl.training.session import enter_deepspeed
 from ruyi_rl.training.sft_trainer import FamilySFTTrainer
 
 STEPS, ACCUMULATION, RANKS = 5, 2, 2
@@ -81,7 +82,7 @@ def common(folder: Path, deepspeed: dict | None, ranks: int) -> dict:
 def main(kind: str, mode: str, folder: Path) -> None:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     config = deepspeed_config(DeepSpeedOptions(mode=mode), ranks)
-    start_process_group(config)
+    enter_deepspeed(config)
     arguments = common(folder, config, ranks)
     if kind == "sft":
         args = SFTConfig(
