@@ -127,6 +127,9 @@ def _train(context: StageContext, rows: Any, rewards: Sequence[LoadedReward], ex
         )
     )
     context.console.print(table)
+    asked = config.rollout.backend
+    took = trainer.rollout.name if asked == trainer.rollout.name else f"{trainer.rollout.name}, which {asked} took"
+    context.console.print(f"rollouts by {took}", markup=False)
     train(trainer, context, list(exits), "reward", context.folder)
     trainer.rollout.close()
     del trainer, family
