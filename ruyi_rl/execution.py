@@ -153,7 +153,7 @@ def run_stage(item: Work, config: RunConfig, console: Console, stop: StopSignal,
 
 def what_is_safe(folder: StageFolder) -> str:
     """One sentence on what an interrupted or failed stage has left on disk."""
-    checkpoints = folder.checkpoints() + StageFolder(folder.path / "stage_two").checkpoints()
+    checkpoints = folder.checkpoints()
     manifest = folder.manifest()
     kept = sorted(manifest.progress) if manifest else []
     if checkpoints:

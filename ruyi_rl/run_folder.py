@@ -19,6 +19,8 @@ from ruyi_rl import __version__
 from ruyi_rl.refusal import Refusal
 
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "deepspeed", "datasets", "math-verify", "vllm")
+PHASES = ("stage_one", "stage_two")
+"""Folders inside a stage's, in order, where its training has two phases."""
 RUNNING, DONE, FAILED, INTERRUPTED = "running", "done", "failed", "interrupted"
 
 
@@ -73,8 +75,9 @@ class StageFolder:
         return json.loads((self.path / "summary.json").read_text())
 
     def checkpoints(self) -> list[Path]:
-        """Complete checkpoints of the first phase, oldest first (see `complete_checkpoints`)."""
-        return complete_checkpoints(self.path)
+        """Complete checkpoints of every phase, oldest first (see `complete_checkpoints`)."""
+        folders = [self.path, *(self.path / phase for phase in PHASES)]
+        return [checkpoint for folder in folders for checkpoint in complete_checkpoints(folder)]
 
     def holds_family(self) -> bool:
         return (self.path / "config.json").is_file()

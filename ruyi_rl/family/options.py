@@ -24,7 +24,8 @@ class ModelOptions:
     scratch: dict[str, Any] = field(default_factory=dict)
     """Backbone config keys (hidden_size, num_hidden_layers, …) of weights made from scratch."""
     dtype: str = "float32"
-    """Dtype the weights are kept in: float32, bfloat16 or float16."""
+    """Dtype the weights are saved in, which every later stage takes over: float32, bfloat16 or float16. While they are
+    trained they are float32, or DeepSpeed keeps a float32 copy."""
     attn_implementation: str | None = None
     """transformers' attention: sdpa, eager, flash_attention_2 …; None: transformers' choice."""
     trust_remote_code: bool = False

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+BACKENDS = ("auto", "transformers")
+"""What `backend` may be."""
+
 
 @dataclass
 class RolloutOptions:

@@ -15,6 +15,7 @@ class TransformersRollout:
     """Batched generate of a family at an exit."""
 
     name = "transformers"
+    runs_family = True
 
     def __init__(self, family: Family, tokenizer: PreTrainedTokenizerBase, batch_size: int = 256):
         self.family, self.tokenizer, self.batch_size = family, tokenizer, batch_size
@@ -66,7 +67,13 @@ class TransformersRollout:
             disable_compile=True,
             **drawing,
         )
-        tokens = self.family.generate(ids, attention_mask=mask, generation_config=config)[:, width:]
+        # transformers fills what `config` leaves open from the model's own (a published min_p, bad words …), and the
+        # trainer's log-probs would then be of another distribution than the samples.
+        declared, self.family.generation_config = self.family.generation_config, GenerationConfig()
+        try:
+            tokens = self.family.generate(ids, attention_mask=mask, generation_config=config)[:, width:]
+        finally:
+            self.family.generation_config = declared
         return [cut_at_end(row, ends) for row in tokens.tolist()]
 
 

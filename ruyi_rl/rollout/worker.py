@@ -40,13 +40,16 @@ class RolloutWorker(Protocol):
     """Generates for the exits of one family and can be given new weights."""
 
     name: str
+    runs_family: bool
+    """Whether it runs the family itself, which must then be whole (not sharded) while it generates."""
 
     def generate(self, exit: str, prompt_ids: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
         """One completion a prompt, in order; a prompt that stands there n times gets n draws."""
         ...
 
     def update_weights(self) -> None:
-        """Take the family's current weights; nothing to do where the worker runs the family itself."""
+        """Take the family's current weights. Called before the first generate after an update, never for a worker that
+        runs the family itself."""
         ...
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from ruyi_rl.rewards.check import check_reward
 from ruyi_rl.rewards.loading import LoadedReward, load_reward_functions
 from ruyi_rl.rollout.selection import make_rollout
 from ruyi_rl.stages.held_out import measure, measured_already, release_memory
-from ruyi_rl.stages.inputs import chosen_exits, load_family, load_tokenizer, weight_bytes
+from ruyi_rl.stages.inputs import chosen_exits, load_to_train, load_tokenizer, weight_bytes
 from ruyi_rl.training.arguments import trainer_arguments
 from ruyi_rl.training.batches import plan_batches
 from ruyi_rl.training.callbacks import first_and_last, read_metrics
@@ -68,7 +68,6 @@ def arguments(context: StageContext, rewards: Sequence[LoadedReward], sharded: b
     """The trainer's arguments; without `sharded` no DeepSpeed is set up."""
     config = context.config
     defaults: dict[str, Any] = {
-        "logging_steps": 1,
         "reward_weights": [reward.weight for reward in rewards],
     }
     if sharded:
@@ -82,7 +81,7 @@ def _train(context: StageContext, rows: Any, rewards: Sequence[LoadedReward], ex
     args = arguments(context, rewards, sharded=True)
     tokenizer = load_tokenizer(context.input)
     rows, report = limit_prompts(rows, tokenizer, config.data.max_prompt_tokens, args.chat_template_kwargs)
-    family = load_family(context.input, config.model)
+    family, callbacks = load_to_train(context.input, config.model, args.deepspeed)
     sizes = weight_bytes(family)
     try:
         plan = plan_batches(
@@ -102,6 +101,7 @@ def _train(context: StageContext, rows: Any, rewards: Sequence[LoadedReward], ex
             advantage_scale=config.grpo.advantage.scale,
             exit_weights=config.grpo.exit_weights,
             rollout=make_rollout(config.rollout, family, tokenizer),
+            callbacks=callbacks,
         )
     except ValueError as error:
         raise Refusal("grpo.trainer", str(error)) from error

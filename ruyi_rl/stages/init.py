@@ -13,6 +13,7 @@ from ruyi_rl.execution import StageContext
 from ruyi_rl.family import Family, FamilyConfig
 from ruyi_rl.family.options import ModelOptions
 from ruyi_rl.refusal import Refusal, nearest
+from ruyi_rl.stages.inputs import end_at_turn_end
 
 BACKBONES = {"qwen2": Qwen2Config, "qwen3": Qwen3Config}
 
@@ -29,6 +30,7 @@ def _build(context: StageContext) -> dict[str, Any]:
     else:
         with context.console.status(f"reading {options.base}"):
             family, tokenizer = from_base(options)
+    declare_ends(family, tokenizer)
     family.save_pretrained(context.folder)
     tokenizer.save_pretrained(context.folder)
     return {
@@ -87,6 +89,18 @@ def from_base(options: ModelOptions) -> tuple[Family, PreTrainedTokenizerBase]:
     except (OSError, ValueError, KeyError) as error:
         raise Refusal("model.base", f"{base}: {str(error).strip().splitlines()[0]}") from error
     return family, tokenizer
+
+
+def declare_ends(family: Family, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Lets the end of a turn end a completion, for whoever reads tokenizer, config or generation config.
+
+    What ended one before still does.
+    """
+    before = family.generation_config.eos_token_id
+    before = [] if before is None else [before] if isinstance(before, int) else before
+    ends = list(dict.fromkeys([*end_at_turn_end(tokenizer), *before]))
+    family.config.eos_token_id = tokenizer.eos_token_id
+    family.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends or None
 
 
 def _require_same_exits(options: ModelOptions, exits: dict[str, int]) -> None:

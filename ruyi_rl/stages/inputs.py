@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 
 from ruyi_rl import ranks
 from ruyi_rl.family import Family, FamilyConfig
 from ruyi_rl.family.options import ModelOptions
 from ruyi_rl.refusal import Refusal, nearest
+from ruyi_rl.training.callbacks import CastAtEnd
 
 
 def load_family(folder: Path, options: ModelOptions) -> Family:
-    """The family in `folder`, in the dtype and with the attention that the config asks for.
+    """The family in `folder`, in the dtype that it was saved in and with the attention that the config asks for.
 
     Raises:
         Refusal: no family there.
     """
-    kwargs: dict[str, Any] = {"dtype": getattr(torch, options.dtype)}
+    kwargs: dict[str, Any] = {"dtype": "auto"}
     if options.attn_implementation is not None:
         kwargs["attn_implementation"] = options.attn_implementation
     try:
@@ -30,8 +31,30 @@ def load_family(folder: Path, options: ModelOptions) -> Family:
         raise Refusal(str(folder), f"holds no family that can be loaded: {error}") from error
 
 
+def load_to_train(
+    folder: Path, options: ModelOptions, deepspeed: Mapping[str, Any] | None
+) -> tuple[Family, list[TrainerCallback]]:
+    """The family in `folder` with weights that small steps can move, and callbacks for its trainer.
+
+    AdamW's steps at a learning rate of 1e-6 are lost to the rounding of 16-bit weights, so without DeepSpeed the
+    weights are float32 while they are trained (the trainer's bf16 or fp16 still computes in 16 bits), and saved in the
+    dtype that they came in. DeepSpeed's engine keeps float32 masters by itself.
+
+    Args:
+        deepspeed: DeepSpeed's configuration; None: no DeepSpeed.
+
+    Raises:
+        Refusal: no family there.
+    """
+    family = load_family(folder, options)
+    dtype = family.dtype
+    if deepspeed is not None or dtype == torch.float32:
+        return family, []
+    return family.float(), [CastAtEnd(dtype)]
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a family.
+    """The tokenizer beside a family; its end token ends a turn (see `end_at_turn_end`).
 
     Raises:
         Refusal: none there.
@@ -40,9 +63,33 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
         raise Refusal(str(folder), f"holds no tokenizer that can be loaded: {error}") from error
+    end_at_turn_end(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def end_at_turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Makes the token with which the chat template ends an assistant's turn the tokenizer's end token.
+
+    The tokenizers of base models name another one (Qwen's: <|endoftext|>, not <|im_end|>), which no chat holds: a
+    family fine-tuned on chats would never be seen to stop. The old end token pads where nothing did.
+
+    Returns:
+        Ids of the tokens that may end a completion: the turn's end, then the end token of before if it is another.
+    """
+    ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if tokenizer.chat_template is None:
+        return ends
+    turn = [{"role": "user", "content": "1 + 1 ="}, {"role": "assistant", "content": "2"}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False).rstrip()
+    last = tokenizer(text, add_special_tokens=False)["input_ids"][-1]
+    if last in ends or last not in tokenizer.added_tokens_decoder:
+        return ends
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(last)
+    return [last, *ends]
 
 
 def chosen_exits(folder: Path, chosen: Sequence[str] | None, key: str) -> dict[str, int]:

@@ -16,7 +16,7 @@ from ruyi_rl.execution import StageContext
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.report.batch import Prompts, StepPlan, plan_table, sft_steps
 from ruyi_rl.stages.held_out import release_memory
-from ruyi_rl.stages.inputs import load_family, weight_bytes
+from ruyi_rl.stages.inputs import load_to_train, weight_bytes
 from ruyi_rl.training.arguments import trainer_arguments
 from ruyi_rl.training.callbacks import first_and_last, read_metrics
 from ruyi_rl.training.deepspeed import deepspeed_config
@@ -68,7 +68,7 @@ def joint_training(
         raise Refusal(f"{context.step.stage}.loss_weights", str(error)) from error
     with context.console.status("preparing the rows"):
         rows, lengths = limit_rows(rows, tokenizer, None if args.packing else args.max_length, f"{key}.max_length")
-        family = load_family(start, config.model)
+        family, callbacks = load_to_train(start, config.model, sharding)
         sizes = weight_bytes(family)
         try:
             trainer = FamilySFTTrainer(
@@ -78,6 +78,7 @@ def joint_training(
                 processing_class=tokenizer,
                 exits=list(exits),
                 loss_weights=weights,
+                callbacks=callbacks,
             )
         except ValueError as error:
             raise Refusal(key, str(error)) from error

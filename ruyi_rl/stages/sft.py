@@ -13,6 +13,7 @@ from ruyi_rl.execution import StageContext
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.report.curves import draw_curves
 from ruyi_rl.rewards.loading import load_reward_functions
+from ruyi_rl.run_folder import PHASES
 from ruyi_rl.stages.held_out import measure
 from ruyi_rl.stages.inputs import chosen_exits, load_tokenizer
 from ruyi_rl.stages.joint import closing_weights, joint_training, training_summary
@@ -31,7 +32,7 @@ def run(context: StageContext) -> dict[str, Any]:
     rewards = load_reward_functions(config.reward) if judged else []
     second = mixture(context, splits.train) if options.stage_two.data is not None else None
 
-    first_folder = context.folder if second is None else context.folder / "stage_one"
+    first_folder = context.folder if second is None else context.folder / PHASES[0]
     if not context.kept("trained_one"):
         joint_training(
             context,
@@ -57,7 +58,7 @@ def run(context: StageContext) -> dict[str, Any]:
             ),
             start=first_folder,
             save_to=context.folder,
-            checkpoints=context.folder / "stage_two",
+            checkpoints=context.folder / PHASES[1],
             phase=2,
         )
         context.keep("trained_two", True)

@@ -69,8 +69,8 @@ def normalized_advantages(
 
 def dead_groups(rewards: torch.Tensor, prompt_ids: torch.Tensor, exit_ids: torch.Tensor) -> torch.Tensor:
     """(rows,) bool: whether a row's (prompt, exit) group has no spread, so that it teaches nothing."""
-    spread = _spread(rewards, _label(prompt_ids, exit_ids))
-    return torch.isclose(spread, torch.zeros_like(spread))
+    # Fewer than two scored completions have no spread either: theirs is NaN.
+    return ~(_spread(rewards, _label(prompt_ids, exit_ids)) > 1e-8)
 
 
 def _label(*columns: torch.Tensor) -> torch.Tensor:

@@ -41,6 +41,7 @@ def trainer_arguments(
         "data_seed": seed,
         "report_to": "none",
         "disable_tqdm": True,
+        "logging_steps": 1,
         "logging_nan_inf_filter": False,
         # A tenth of the run is the most that a kill without warning costs; a signal saves by itself.
         "save_strategy": "steps",

@@ -73,6 +73,18 @@ class StopOnSignal(TrainerCallback):
         return control
 
 
+class NoLastCheckpoint(TrainerCallback):
+    """No checkpoint after the last step, whose family is saved anyway; to be added after what asks for checkpoints.
+
+    It would be a full copy of the optimiser for nothing, and transformers trains one step too many from it.
+    """
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+        return control
+
+
 class OnSave(TrainerCallback):
     """Calls `record` after every checkpoint."""
 
@@ -81,6 +93,16 @@ class OnSave(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         self.record()
+
+
+class CastAtEnd(TrainerCallback):
+    """Casts the trained model to `dtype` after the last checkpoint, so that it is saved in it."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+
+    def on_train_end(self, args, state, control, model, **kwargs):
+        model.to(self.dtype)
 
 
 def first_and_last(rows: Sequence[dict[str, Any]], key: str, share: float = 0.1) -> tuple[float | None, float | None]:

@@ -35,7 +35,14 @@ def deepspeed_config(options: DeepSpeedOptions, world_size: int) -> dict | None:
         "gradient_clipping": "auto",
         "bf16": {"enabled": "auto"},
         "fp16": {"enabled": "auto"},
-        "zero_optimization": {"stage": STAGES[mode], "stage3_gather_16bit_weights_on_model_save": True},
+        "zero_optimization": {
+            "stage": STAGES[mode],
+            # From the model's width; DeepSpeed's own bucket holds half a billion elements, whatever the model.
+            "reduce_bucket_size": "auto",
+            "stage3_prefetch_bucket_size": "auto",
+            "stage3_param_persistence_threshold": "auto",
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from accelerate.utils import gather_object
@@ -20,10 +21,11 @@ from ruyi_rl.rollout.worker import RolloutWorker, Sampling
 from ruyi_rl.training.advantages import group_advantages, normalized_advantages
 from ruyi_rl.training.batches import plan_batches
 from ruyi_rl.training.exit_metrics import rollout_metrics
+from ruyi_rl.training.family_trainer import FamilyTrainer, train_only
 from ruyi_rl.training.rows import FamilySampler, balanced_chunks, block_layout, deepest_first, expand_rows
 
 
-class FamilyGRPOTrainer(GRPOTrainer):
+class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
     """All chosen exits answer the same prompts; each is compared with itself and trained by TRL's own loss.
 
     The objective is `Σ_e w_e · L_e / Σ_e w_e`, where `L_e` is what GRPOTrainer would compute on exit e's completions
@@ -59,9 +61,14 @@ class FamilyGRPOTrainer(GRPOTrainer):
         rollout: RolloutWorker | None = None,
         **kwargs,
     ):
-        self.exits = deepest_first([name for name in model.exits if exits is None or name in exits], model.exits)
+        self.exits = deepest_first(train_only(model, exits), model.exits)
         self.advantage_scale = advantage_scale
-        self.exit_weights = {name: float((exit_weights or {}).get(name, 1.0)) for name in self.exits}
+        exit_weights = exit_weights or {}
+        self.exit_weights = {name: float(exit_weights.get(name, 1.0)) for name in self.exits}
+        if unknown := [name for name in exit_weights if name not in model.exits]:
+            raise ValueError(f"exit_weights: no such exit: {unknown}; this family has {list(model.exits)}")
+        if min(self.exit_weights.values()) < 0 or not any(self.exit_weights.values()):
+            raise ValueError(f"exit_weights {self.exit_weights} must not be negative, nor all 0")
         if args.use_adaptive_entropy and len(self.exits) > 1:
             raise ValueError("use_adaptive_entropy steers one coefficient; with several exits set entropy_coef")
         self.plan = plan_batches(
@@ -78,8 +85,8 @@ class FamilyGRPOTrainer(GRPOTrainer):
         self._prompt_count = len(train_dataset)
         self._exit_ids = None  # exit of each row of the pass that is under way
         self._forwarded = None  # this micro-batch's scored tokens, while the exits' losses are read off them
-        # Before the engine is built: a trainable parameter without a gradient corrupts ZeRO-3's accumulation.
-        model.freeze_except(self.exits)
+        self._drawn: dict[str, tuple[int, int]] = {}  # mode -> (optimiser step, rollouts begun in it)
+        self._sent_at_step: int | None = None  # optimiser step whose weights the rollout worker has
         super().__init__(
             model,
             reward_funcs,
@@ -110,6 +117,10 @@ class FamilyGRPOTrainer(GRPOTrainer):
         if not self.model.training:
             return self._split_by_exit(self._generate_and_score_completions(generation_batch), 1)[0]
         steps = self.args.steps_per_generation
+        if self._step == 0:
+            # A resumed run is where it was in the cycle of rollouts. In the middle of rollouts that several updates
+            # use, it draws anew for the rest of them: they are not in the checkpoint.
+            self._step = self.state.global_step * self.args.gradient_accumulation_steps
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
             self._buffered_inputs = self._split_by_exit(self._generate_and_score_completions(generation_batch), steps)
         return self._buffered_inputs[self._step % steps]
@@ -169,11 +180,13 @@ class FamilyGRPOTrainer(GRPOTrainer):
         if images is not None:
             raise ValueError("a family generates text only")
         completions: list = [None] * len(prompt_ids)
-        for exit, name in enumerate(self.exits):
-            rows = torch.nonzero(self._exit_ids == exit).flatten().tolist()
-            done = self._complete(name, [prompt_ids[row] for row in rows])
-            for row, completion in zip(rows, done, strict=True):
-                completions[row] = completion
+        draw = self._next_draw()
+        with self._rollout_weights():
+            for exit, name in enumerate(self.exits):
+                rows = torch.nonzero(self._exit_ids == exit).flatten().tolist()
+                done = self.rollout.generate(name, [prompt_ids[row] for row in rows], self._sampling(name, draw))
+                for row, completion in zip(rows, done, strict=True):
+                    completions[row] = completion
         self._completion_shape = torch.tensor(
             [[len(completion.token_ids), not completion.finished] for completion in completions],
             dtype=torch.float32,
@@ -182,31 +195,42 @@ class FamilyGRPOTrainer(GRPOTrainer):
         log_probs = [completion.log_probs for completion in completions]
         return [completion.token_ids for completion in completions], None if None in log_probs else log_probs
 
-    def _complete(self, exit: str, prompt_ids: list) -> list:
-        sampling = Sampling(
+    @contextmanager
+    def _rollout_weights(self):
+        """The rollout worker has this step's weights: sent to it, or, where it runs the family, unsharded."""
+        if self.rollout.runs_family:
+            with unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ):
+                yield
+            return
+        if self._sent_at_step != self.state.global_step:
+            self.rollout.update_weights()
+            self._sent_at_step = self.state.global_step
+        yield
+
+    def _sampling(self, exit: str, draw: tuple[str, int, int]) -> Sampling:
+        where = (self.args.seed, *draw, self.accelerator.process_index, exit)
+        return Sampling(
             max_new_tokens=self.max_completion_length,
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k or 0,
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
-            seed=self._rollout_seed(exit),
+            seed=random.Random(repr(where)).getrandbits(62),
         )
-        if not isinstance(self.rollout, TransformersRollout):
-            return self.rollout.generate(exit, prompt_ids, sampling)
-        with unwrap_model_for_generation(
-            self.model_wrapped,
-            self.accelerator,
-            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-        ):
-            return self.rollout.generate(exit, prompt_ids, sampling)
 
-    def _rollout_seed(self, exit: str) -> int:
-        """From what a resumed run knows as well; the micro-step counts where one update takes several rollouts."""
-        micro_step = self._step % self.args.gradient_accumulation_steps
-        where = (self.args.seed, self.state.global_step, micro_step, self.accelerator.process_index)
-        return random.Random(f"{where} {exit} {self.model.training}").getrandbits(62)
+    def _next_draw(self) -> tuple[str, int, int]:
+        """(mode, optimiser step, number of the rollout in it): what a resumed run counts the same way."""
+        mode, step = "train" if self.model.training else "eval", self.state.global_step
+        before, count = self._drawn.get(mode, (step, 0))
+        count = count + 1 if before == step else 1
+        self._drawn[mode] = step, count
+        return mode, step, count
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -273,6 +297,8 @@ class FamilyGRPOTrainer(GRPOTrainer):
             for key, values in self._metrics[mode].items():
                 metrics[mode][f"{name}/{key}"].extend(values)
                 metrics[mode][key].extend(values)
-            metrics[mode][f"{name}/loss"].append(loss.item())
+            # TRL has divided by the micro-batches of an update; the metric is the mean over them and over ranks.
+            share = self.current_gradient_accumulation_steps if mode == "train" else 1
+            metrics[mode][f"{name}/loss"].append(self.accelerator.reduce(loss.detach() * share, "mean").item())
         self._metrics, self._forwarded = metrics, None
         return total / sum(self.exit_weights.values())

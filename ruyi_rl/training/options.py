@@ -7,10 +7,17 @@ from typing import Any
 
 from ruyi_rl.data.options import DataOptions
 
+ADVANTAGE_SCALES = ("group", "exit", "none", "pooled")
+"""What `grpo.advantage.scale` may be."""
+ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+"""Mode -> ZeRO stage."""
+DEEPSPEED_MODES = ("auto", "off", *ZERO_STAGES)
+"""What `deepspeed.mode` may be."""
+
 
 @dataclass
 class LossWeightOptions:
-    """λ_k(t) of the joint loss `L = Σ λ_k(t)·CE_k` (facts: Ruyi2 report, joint training)."""
+    """λ_k(t) of the joint loss `L = Σ λ_k(t)·CE_k` (Ruyi2 report, joint training)."""
 
     preset: str | None = "uniform"
     """`uniform` (1 each), `ee_llm` (last exit 1, the others decay from 0.5 to 0.1), `layerskip` (in proportion to the

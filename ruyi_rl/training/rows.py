@@ -11,12 +11,12 @@ its neighbour would deadlock ZeRO-3, and a micro-batch that left a parameter unu
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.utils.data import Sampler
-from trl.trainer.utils import RepeatSampler
 
 from ruyi_rl.training.batches import BatchPlan
 
@@ -36,7 +36,10 @@ def expand_rows(dataset, exits: Sequence[str]):
 
 
 class FamilySampler(Sampler):
-    """Row indices of an expanded dataset, block by block, each block repeated as TRL repeats a generation batch.
+    """Row indices of an expanded dataset, block by block, each generation batch repeated as TRL's sampler repeats it.
+
+    The order of a pass depends on the seed and the pass's number alone, so that a resumed run draws what the whole run
+    would have drawn. Prompts that fill no generation batch are left out of that pass, as in TRL.
 
     Args:
         prompts: number of prompts of the dataset.
@@ -47,24 +50,30 @@ class FamilySampler(Sampler):
     """
 
     def __init__(self, prompts: int, plan: BatchPlan, repeat_count: int = 1, shuffle: bool = True, seed: int = 0):
-        self.plan = plan
-        self.prompts = RepeatSampler(
-            range(prompts),
-            mini_repeat_count=1,
-            batch_size=plan.prompts,
-            repeat_count=repeat_count,
-            shuffle=shuffle,
-            seed=seed,
-        )
+        self.prompts, self.plan, self.repeat_count = prompts, plan, repeat_count
+        self.shuffle, self.seed, self.epoch = shuffle, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Number of the pass that comes next; accelerate calls it."""
+        self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        for prompt in self.prompts:
-            for exit in range(self.plan.exits):
-                for _ in range(self.plan.samples):
-                    yield prompt * self.plan.exits + exit
+        order = list(range(self.prompts))
+        if self.shuffle:
+            random.Random(f"{self.seed} {self.epoch}").shuffle(order)
+        exits, samples = self.plan.exits, self.plan.samples
+        for start in range(0, self.prompts - self.plan.prompts + 1, self.plan.prompts):
+            batch = [
+                prompt * exits + exit
+                for prompt in order[start : start + self.plan.prompts]
+                for exit in range(exits)
+                for _ in range(samples)
+            ]
+            for _ in range(self.repeat_count):
+                yield from batch
 
     def __len__(self) -> int:
-        return len(self.prompts) * self.plan.exits * self.plan.samples
+        return self.prompts // self.plan.prompts * self.plan.completions * self.repeat_count
 
 
 @dataclass(frozen=True)

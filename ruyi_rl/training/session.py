@@ -15,7 +15,7 @@ from ruyi_rl import ranks
 from ruyi_rl.execution import StageContext
 from ruyi_rl.report.progress import TrainingProgress
 from ruyi_rl.run_folder import complete_checkpoints
-from ruyi_rl.training.callbacks import MetricsFile, OnSave, StopOnSignal
+from ruyi_rl.training.callbacks import MetricsFile, NoLastCheckpoint, OnSave, StopOnSignal
 
 
 def train(
@@ -44,7 +44,7 @@ def train(
     for chatty in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(chatty)
     metrics = MetricsFile(context.folder / "metrics.jsonl", phase)
-    for callback in (metrics, progress, StopOnSignal(context.stop), OnSave(context.record)):
+    for callback in (metrics, progress, StopOnSignal(context.stop), NoLastCheckpoint(), OnSave(context.record)):
         trainer.add_callback(callback)
     checkpoint = ranks.on_rank_zero(lambda: newest_checkpoint(Path(trainer.args.output_dir)))
     if checkpoint is not None:
@@ -52,10 +52,20 @@ def train(
     try:
         with context.stop.gently():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            if not context.stop.requested or trainer.state.global_step >= trainer.state.max_steps:
+                trainer.save_model(str(save_to))
+                ranks.barrier()
     finally:
         progress.close()
-    trainer.save_model(str(save_to))
-    ranks.barrier()
+    release(trainer)
+
+
+def release(trainer: Trainer) -> None:
+    """Frees the engines' buffers, which outlive the trainer, before the next model is loaded."""
+    for engine in (getattr(trainer, "deepspeed", None), getattr(trainer, "ref_model", None)):
+        if hasattr(engine, "destroy"):
+            engine.destroy()
+    trainer.accelerator.free_memory()
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -77,7 +87,7 @@ def enter_deepspeed(config: dict | None) -> None:
     import deepspeed
 
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if not torch.distributed.is_initialized():
+    if not torch.distributed.is_initialized() and ranks.world_size() == 1:
         os.environ.setdefault("LOCAL_RANK", "0")
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(backend, verbose=False)

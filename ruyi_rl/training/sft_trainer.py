@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from trl import SFTTrainer
 
+from ruyi_rl.training.family_trainer import FamilyTrainer, train_only
 from ruyi_rl.training.schedules import LossWeights
 
 
-class FamilySFTTrainer(SFTTrainer):
+class FamilySFTTrainer(FamilyTrainer, SFTTrainer):
     """`L = Σ λ_k(t)·CE_k` over the chosen exits (Ruyi2 report, joint training).
 
     Takes what SFTTrainer takes, with a `Family` as the model, and:
@@ -26,11 +27,9 @@ class FamilySFTTrainer(SFTTrainer):
     def __init__(
         self, *args, exits: Sequence[str] | None = None, loss_weights: LossWeights | None = None, model, **kwargs
     ):
-        self.exits = [name for name in model.exits if exits is None or name in exits]
+        self.exits = train_only(model, exits)
         ones = dict.fromkeys(self.exits, 1.0)
         self.loss_weights = loss_weights or LossWeights(ones, ones)
-        # Before the engine is built: a trainable parameter without a gradient corrupts ZeRO-3's accumulation.
-        model.freeze_except(self.exits)
         super().__init__(*args, model=model, **kwargs)
         if self.args.loss_type != "nll":
             raise ValueError(f"sft.trainer.loss_type: joint SFT has the nll loss, not {self.args.loss_type!r}")
@@ -76,8 +75,8 @@ class FamilySFTTrainer(SFTTrainer):
         metrics["entropy"].append(totals[0] / len(self.exits))
         metrics["mean_token_accuracy"].append(totals[1] / len(self.exits))
         if mode == "train":
-            self._total_train_tokens += int(seen)
-        metrics["num_tokens"] = [self._total_train_tokens]
+            self.state.num_input_tokens_seen += int(seen)  # in the state, so that a resumed run goes on counting
+        metrics["num_tokens"] = [self.state.num_input_tokens_seen]
 
 
 def _token_count(inputs) -> int:

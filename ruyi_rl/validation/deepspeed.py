@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from ruyi_rl.refusal import Refusal
-from ruyi_rl.training.options import DeepSpeedOptions
+from ruyi_rl.training.options import DEEPSPEED_MODES, DeepSpeedOptions
 from ruyi_rl.validation.values import require_choice
 
-MODES = ("auto", "off", "zero1", "zero2", "zero3")
 TRAINER_DECIDES = {
     "train_batch_size": "per_device_train_batch_size",
     "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
@@ -22,7 +21,7 @@ TRAINER_DECIDES = {
 
 def check_deepspeed(options: DeepSpeedOptions) -> None:
     """Refuse an unknown mode and keys that would contradict the trainer's."""
-    require_choice("deepspeed.mode", options.mode, MODES)
+    require_choice("deepspeed.mode", options.mode, DEEPSPEED_MODES)
     for key, value in options.config.items():
         if key in TRAINER_DECIDES:
             raise Refusal(

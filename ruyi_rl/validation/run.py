@@ -11,12 +11,11 @@ from ruyi_rl.data.check import check_data
 from ruyi_rl.pipeline import chain
 from ruyi_rl.refusal import Refusal, nearest
 from ruyi_rl.rewards.check import check_reward
+from ruyi_rl.rollout.options import BACKENDS
 from ruyi_rl.validation.deepspeed import check_deepspeed
 from ruyi_rl.validation.model import check_chat_template, check_model, known_exits
 from ruyi_rl.validation.training import check_evaluation, check_grpo, check_sft
 from ruyi_rl.validation.values import require
-
-BACKENDS = ("auto", "transformers")
 
 
 def validate(config: RunConfig) -> None:

@@ -7,12 +7,11 @@ from typing import Any
 
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.training.batches import plan_batches
-from ruyi_rl.training.options import EvaluationOptions, GRPOOptions, SFTOptions
+from ruyi_rl.training.options import ADVANTAGE_SCALES, EvaluationOptions, GRPOOptions, SFTOptions
 from ruyi_rl.training.schedules import PRESETS, SCHEDULES, loss_weights
 from ruyi_rl.validation.trainer_fields import trainer_fields
 from ruyi_rl.validation.values import require, require_choice, require_exits
 
-ADVANTAGE_SCALES = ("group", "exit", "none", "pooled")
 AT_LEAST_ONE = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",

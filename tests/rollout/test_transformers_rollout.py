@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import Qwen3Config
+from transformers import GenerationConfig, Qwen3Config
 
 from ruyi_rl.data.tokenizer import byte_tokenizer
 from ruyi_rl.family import Family
@@ -83,6 +83,25 @@ def test_cut_keeps_the_end_token_and_a_pad_inside():
     assert cut_at_end([5, 0, 7, 1], [1]).finished
     assert not cut_at_end([5, 0, 7], [1]).finished
     assert cut_at_end([5, 0, 7], [1]).token_ids == [5, 0, 7]
+
+
+def test_the_models_own_generation_config_does_not_leak(family, tokenizer):
+    """A published generation config may name filters that the sampling did not ask for."""
+    rollout = TransformersRollout(family, tokenizer, 100)
+    sampling = Sampling(max_new_tokens=6, seed=5)
+    plain = rollout.generate("large", PROMPTS, sampling)
+    greedy = rollout.generate("large", PROMPTS, Sampling(max_new_tokens=6, temperature=0))
+    declared = family.generation_config
+    family.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.3, top_k=2, top_p=0.5, min_p=0.5, typical_p=0.5, no_repeat_ngram_size=1
+    )
+    family.generation_config.eos_token_id = declared.eos_token_id
+    try:
+        assert rollout.generate("large", PROMPTS, sampling) == plain
+        assert rollout.generate("large", PROMPTS, Sampling(max_new_tokens=6, temperature=0)) == greedy
+        assert family.generation_config.top_k == 2
+    finally:
+        family.generation_config = declared
 
 
 def test_every_declared_end_counts(family, tokenizer):

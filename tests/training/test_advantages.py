@@ -47,9 +47,12 @@ def test_other_exits_do_not_matter(rows, scale):
     for change in (lambda r: r + 3.0, lambda r: r * 5.0):
         after = group_advantages(torch.where(exits == 1, change(rewards), rewards), prompts, exits, scale)
         assert torch.equal(after[exits != 1], before[exits != 1])
-    if scale != "pooled":
-        pooled = group_advantages(torch.where(exits == 1, rewards + 3.0, rewards), prompts, exits, "pooled")
-        assert not torch.allclose(pooled[exits != 1], group_advantages(rewards, prompts, exits, "pooled")[exits != 1])
+
+
+def test_pooled_is_moved_by_other_exits(rows):
+    rewards, prompts, exits = rows
+    moved = group_advantages(torch.where(exits == 1, rewards + 3.0, rewards), prompts, exits, "pooled")
+    assert not torch.allclose(moved[exits != 1], group_advantages(rewards, prompts, exits, "pooled")[exits != 1])
 
 
 def test_a_constant_shift_of_an_exit_changes_nothing(rows):
@@ -77,6 +80,7 @@ def test_groups_without_spread(rows):
     assert (group_advantages(rewards, prompts, exits)[exits == 2] == 0).all()
     lonely = torch.full((4,), torch.nan)
     lonely[0] = 1.0
+    assert dead_groups(lonely, torch.zeros(4).long(), torch.zeros(4).long()).all()
     assert torch.equal(group_advantages(lonely, torch.zeros(4).long(), torch.zeros(4).long()), torch.zeros(4))
 
 

@@ -5,6 +5,7 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
+from ruyi_rl.family.weights import branch_sources
 from ruyi_rl.rollout.worker import Completion
 from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
 
@@ -247,13 +248,15 @@ class Parrot:
     """A rollout worker that returns set completions; stands in for any engine behind the interface."""
 
     name = "parrot"
+    runs_family = False
+    updates = 0
 
     def generate(self, exit, prompt_ids, sampling):
         self.asked = getattr(self, "asked", []) + [(exit, len(prompt_ids), sampling.seed)]
         return [Completion([70 + index % 7, 71], finished=index % 2 == 0) for index in range(len(prompt_ids))]
 
     def update_weights(self):
-        pass
+        self.updates += 1
 
     def close(self):
         pass
@@ -272,6 +275,7 @@ def test_another_rollout_worker_fits_in(make_family, tokenizer, tmp_path):
     trainer.train()
     assert [exit for exit, _, _ in worker.asked] == list(EXITS) * 2
     assert len({seed for _, _, seed in worker.asked}) == 6
+    assert worker.updates == 2  # before each step's rollouts
     logged = trainer.state.log_history[0]
     assert all(logged[f"{name}/completions/clipped_ratio"] == 0.5 for name in EXITS)
 
@@ -303,6 +307,105 @@ def test_micro_batches_do_not_change_the_update(make_family, tokenizer, tmp_path
     for name, tensor in after[0].items():
         for other in after[1:]:
             torch.testing.assert_close(other[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def trained_with(make_family, tokenizer, folder, **changes):
+    family = make_family()
+    trainer = FamilyGRPOTrainer(
+        model=family,
+        reward_funcs=share_of_digits,
+        args=config(folder, **changes),
+        train_dataset=PROMPTS,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    return trainer
+
+
+def test_exit_losses_are_on_the_scale_of_the_loss(make_family, tokenizer, tmp_path):
+    for size, steps in ((24, 1), (3, 8)):
+        trainer = trained_with(
+            make_family,
+            tokenizer,
+            tmp_path / str(size),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            max_steps=1,
+            beta=0.1,
+            num_iterations=1,
+        )
+        logged = trainer.state.log_history[0]
+        assert logged["loss"] == pytest.approx(sum(logged[f"{name}/loss"] for name in EXITS) / 3, abs=1e-4)
+
+
+def test_several_updates_a_rollout(make_family, tokenizer, tmp_path):
+    """steps_per_generation > gradient_accumulation_steps: the second update is off-policy, and is clipped."""
+    trainer = trained_with(
+        make_family,
+        tokenizer,
+        tmp_path,
+        per_device_train_batch_size=12,
+        steps_per_generation=4,
+        gradient_accumulation_steps=1,
+        max_steps=4,
+        learning_rate=0.05,
+    )
+    clipped = [[row[f"{name}/clip_ratio/region_mean"] for name in EXITS] for row in trainer.state.log_history[:4]]
+    assert max(clipped[0]) == 0 and min(max(row) for row in clipped[1:]) > 0
+    rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]
+    assert len(rewards) == 1  # one rollout for the four updates
+
+
+def test_bf16_and_gradient_checkpointing(make_family, tokenizer, tmp_path):
+    trainer = trained_with(make_family, tokenizer, tmp_path, bf16=True, gradient_checkpointing=True, beta=0.01)
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
+    assert trainer.state.log_history[1]["grad_norm"] > 0
+
+
+def test_resumed_passes_draw_what_the_whole_run_draws(make_family, tokenizer, tmp_path):
+    """Twelve prompts, four a step: resumed in the second pass over them."""
+    size = {"per_device_train_batch_size": 48, "max_steps": 6, "save_strategy": "steps", "save_steps": 4}
+    whole = trained_with(make_family, tokenizer, tmp_path, **size)
+    family = make_family()
+    resumed = FamilyGRPOTrainer(
+        model=family,
+        reward_funcs=share_of_digits,
+        args=config(tmp_path, **size),
+        train_dataset=PROMPTS,
+        processing_class=tokenizer,
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert all(torch.equal(p, q) for p, q in zip(whole.model.parameters(), family.parameters(), strict=True))
+
+
+def test_norms_do_not_decay(make_family, tokenizer, tmp_path):
+    trainer = FamilyGRPOTrainer(
+        model=make_family(),
+        reward_funcs=share_of_digits,
+        args=config(tmp_path),
+        train_dataset=PROMPTS,
+        processing_class=tokenizer,
+    )
+    family = trainer.model
+    decayed = set(trainer.get_decay_parameter_names(family))
+    for name in EXITS:
+        stock = family.branch(name)
+        sources = branch_sources(family.config, name, [n for n, _ in stock.named_parameters()])
+        theirs = {sources[n] for n in GRPOTrainer.get_decay_parameter_names(trainer, stock)}
+        assert theirs == decayed & set(sources.values())
+
+
+@pytest.mark.parametrize("options", [{"exits": ["large", "huge"]}, {"exit_weights": {"huge": 1.0}}, {"exits": []}])
+def test_unknown_exits_are_refused(make_family, tokenizer, tmp_path, options):
+    with pytest.raises(ValueError, match="no such exit"):
+        FamilyGRPOTrainer(
+            model=make_family(),
+            reward_funcs=share_of_digits,
+            args=config(tmp_path),
+            train_dataset=PROMPTS,
+            processing_class=tokenizer,
+            **options,
+        )
 
 
 @pytest.mark.parametrize(

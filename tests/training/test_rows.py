@@ -40,6 +40,20 @@ def test_batches_repeat_as_in_trl():
     assert len(FamilySampler(8, plan, repeat_count=2)) == len(twice)
 
 
+def test_a_pass_depends_on_its_number_alone():
+    plan = plan_batches(16, 1, 4, 2, 1)
+    whole = FamilySampler(9, plan, seed=1)
+    passes = []
+    for epoch in range(3):
+        whole.set_epoch(epoch)
+        passes.append(list(whole))
+    assert passes[0] != passes[1] != passes[2]
+    resumed = FamilySampler(9, plan, seed=1)
+    resumed.set_epoch(2)
+    assert list(resumed) == passes[2]
+    assert all(len(once) == 4 * 16 == len(whole) for once in passes)  # the ninth prompt fills no batch
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -6,7 +6,6 @@ import inspect
 import pytest
 import trl
 from trl import GRPOTrainer, SFTTrainer
-from trl.trainer.utils import RepeatSampler
 
 CALLED = {
     "_get_eval_sampler": ["self", "eval_dataset"],
@@ -29,7 +28,7 @@ SOURCES = [
     (GRPOTrainer, "_get_per_token_logps_and_entropies", "ea73c3909275851d"),
     (GRPOTrainer, "_compute_loss", "80295546bbdbf6f7"),
     (SFTTrainer, "compute_loss", "ca448211ff653fe6"),
-    (RepeatSampler, "__iter__", "d80412d80424bd64"),
+    (GRPOTrainer, "_generate_and_score_completions", "1fa48922792dcd5c"),
 ]
 
 

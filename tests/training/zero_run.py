@@ -46,6 +46,7 @@ def reward(completion_ids, **kwargs) -> list[float]:
 
 class FixedRollout:
     name = "fixed"
+    runs_family = False
 
     def generate(self, exit, prompt_ids, sampling):
         return [
