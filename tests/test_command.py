@@ -62,7 +62,7 @@ def test_config_is_printed_with_the_runs_name(tmp_path):
         (["stage=grpo", "seed=abc"], ["seed", "'abc'", "int"]),
         (["stage=grpo", "grpo.trainer.num_generations=1"], ["num_generations", "1", "2 or more"]),
         (["stage=grpo", "data=rows", "data.path=missing.jsonl"], ["data.path", "missing.jsonl"]),
-        (["stage=grpo", "num_processes=2", "model.exits={a: 1}"], ["model.exits", "5"]),
+        (["stage=grpo", "num_processes=2", "model.exits={a: 1}"], ["model.exits", "must be at 4"]),
         (["stage=grpo", "x={"], ["x={"]),
         (["--stage", "grpo"], ["--stage", "key=value"]),
         (["-m", "stage=grpo", "grpo.advantage.scale=group,exti"], ["'exti'", "'exit'"]),

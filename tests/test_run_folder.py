@@ -5,6 +5,7 @@ import stat
 
 import pytest
 
+from ruyi_rl.execution import what_is_safe
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.run_folder import (
     Manifest,
@@ -91,6 +92,18 @@ def test_only_checkpoints_with_a_readable_state_are_whole_and_they_sort_by_numbe
         if state is not None:
             (folder / "trainer_state.json").write_text(state)
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-100"]
+
+
+def test_checkpoints_of_two_phases_are_work_and_the_second_phases_are_newer(tmp_path):
+    folder = StageFolder(tmp_path)
+    assert not folder.checkpoints() and not folder.holds_work(manifest())
+    for name in ("stage_two/checkpoint-5", "stage_one/checkpoint-30"):
+        checkpoint = tmp_path / name
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "trainer_state.json").write_text("{}")
+        assert folder.holds_work(manifest())
+    assert [path.name for path in folder.checkpoints()] == ["checkpoint-30", "checkpoint-5"]
+    assert f"Safe on disk: {checkpoint.parent.parent}/stage_two/checkpoint-5 (after step 5)" in what_is_safe(folder)
 
 
 def test_clear_deletes_a_stage_folder_but_not_strangers_files(tmp_path):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from ruyi_rl.rollout.options import RolloutOptions
+from ruyi_rl.rollout.options import BACKENDS, RolloutOptions
 from ruyi_rl.rollout.worker import RolloutWorker
-
-BACKENDS = ("auto", "transformers")
 
 
 def make_rollout(options: RolloutOptions, family, tokenizer) -> RolloutWorker:

@@ -52,12 +52,16 @@ class TransformersRollout:
         ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
         greedy = sampling.temperature == 0
-        drawing = {} if greedy else {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "min_p": sampling.min_p,
-        }
+        drawing = (
+            {}
+            if greedy
+            else {
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k,
+                "min_p": sampling.min_p,
+            }
+        )
         config = GenerationConfig(
             do_sample=not greedy,
             max_new_tokens=sampling.max_new_tokens,

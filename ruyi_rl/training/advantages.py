@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-SCALES = ("group", "exit", "none", "pooled")
+from ruyi_rl.training.options import ADVANTAGE_SCALES
+
 EPSILON = 1e-4
 
 
@@ -31,8 +32,8 @@ def group_advantages(
     Raises:
         ValueError: an unknown scale.
     """
-    if scale not in SCALES:
-        raise ValueError(f"scale must be one of {', '.join(SCALES)}, not {scale!r}")
+    if scale not in ADVANTAGE_SCALES:
+        raise ValueError(f"scale must be one of {', '.join(ADVANTAGE_SCALES)}, not {scale!r}")
     exit_of_group = torch.zeros_like(exit_ids) if scale == "pooled" else exit_ids
     groups = _label(prompt_ids, exit_of_group)
     centred = rewards - _mean(rewards, groups)

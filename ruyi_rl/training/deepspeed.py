@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from ruyi_rl.training.options import DeepSpeedOptions
-
-STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+from ruyi_rl.training.options import DEEPSPEED_MODES, ZERO_STAGES, DeepSpeedOptions
 
 
 def deepspeed_config(options: DeepSpeedOptions, world_size: int) -> dict | None:
@@ -26,8 +24,8 @@ def deepspeed_config(options: DeepSpeedOptions, world_size: int) -> dict | None:
         mode = "zero2" if world_size > 1 else "off"
     if mode == "off":
         return None
-    if mode not in STAGES:
-        raise ValueError(f"deepspeed.mode must be auto, off, {', '.join(STAGES)}, not {options.mode!r}")
+    if mode not in ZERO_STAGES:
+        raise ValueError(f"deepspeed.mode must be one of {', '.join(DEEPSPEED_MODES)}, not {options.mode!r}")
     config = {
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",
@@ -36,7 +34,7 @@ def deepspeed_config(options: DeepSpeedOptions, world_size: int) -> dict | None:
         "bf16": {"enabled": "auto"},
         "fp16": {"enabled": "auto"},
         "zero_optimization": {
-            "stage": STAGES[mode],
+            "stage": ZERO_STAGES[mode],
             # From the model's width; DeepSpeed's own bucket holds half a billion elements, whatever the model.
             "reduce_bucket_size": "auto",
             "stage3_prefetch_bucket_size": "auto",

@@ -14,7 +14,7 @@ from ruyi_rl.rewards.check import check_reward
 from ruyi_rl.rollout.options import BACKENDS
 from ruyi_rl.validation.deepspeed import check_deepspeed
 from ruyi_rl.validation.model import check_chat_template, check_model, known_exits
-from ruyi_rl.validation.training import check_evaluation, check_grpo, check_sft
+from ruyi_rl.validation.training import check_evaluation, check_grpo, check_pretrain, check_sft
 from ruyi_rl.validation.values import require
 
 
@@ -38,9 +38,10 @@ def validate(config: RunConfig) -> None:
 
     check_model(config)
     exits = known_exits(config)
-    for stage in ("pretrain", "sft"):
-        if stage in stages:
-            check_sft(stage, getattr(config, stage), exits)
+    if "pretrain" in stages:
+        check_pretrain(config.pretrain, exits)
+    if "sft" in stages:
+        check_sft("sft", config.sft, exits)
     if "grpo" in stages:
         check_grpo(config.grpo, exits, _world_size(config))
         check_reward(config.reward)

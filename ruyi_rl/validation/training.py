@@ -21,6 +21,23 @@ AT_LEAST_ONE = (
     "generation_batch_size",
     "num_iterations",
 )
+WITHOUT_MEANING = {
+    "eval_strategy": ("no", "evaluation.problems and evaluation.samples measure held-out rows"),
+    "eval_on_start": (False, "evaluation.problems and evaluation.samples measure held-out rows"),
+}
+"""Trainer field -> the one value it can have here, and what to use instead."""
+SFT_WITHOUT_MEANING = WITHOUT_MEANING | {
+    "label_smoothing_factor": (0, "0: each exit's loss is the plain cross-entropy; see loss_weights"),
+    "loss_type": ("nll", "nll, weighted by loss_weights"),
+}
+GRPO_WITHOUT_MEANING = WITHOUT_MEANING | {
+    "num_generations_eval": (None, "evaluation.samples"),
+    "cast_lm_head_to_fp32": (False, "model.dtype=float32"),
+    "cache_implementation": (None, "rollout=auto|transformers and rollout.batch_size decide how completions are made"),
+    "use_transformers_continuous_batching": (False, "rollout=auto|transformers and rollout.batch_size"),
+    "use_transformers_paged": (False, "rollout=auto|transformers and rollout.batch_size"),
+    "generation_kwargs": (None, "temperature, top_p, top_k, min_p and repetition_penalty of grpo.trainer"),
+}
 NOT_NEGATIVE = ("learning_rate", "weight_decay", "warmup_steps", "beta", "epsilon", "max_grad_norm")
 
 
@@ -49,6 +66,18 @@ def check_sft(block: str, options: SFTOptions, exits: Mapping[str, int] | None) 
         )
     for name, trainer in (("trainer", options.trainer), ("stage_two.trainer", options.stage_two.trainer)):
         _check_numbers(f"{block}.{name}", trainer)
+        _check_meaning(f"{block}.{name}", trainer, SFT_WITHOUT_MEANING)
+
+
+def check_pretrain(options: SFTOptions, exits: Mapping[str, int] | None) -> None:
+    """Check `pretrain`: as `sft`, but for a second stage, which it has not."""
+    if options.stage_two.data is not None or options.stage_two.trainer:
+        raise Refusal(
+            "pretrain.stage_two",
+            "is given, but pretraining has one stage",
+            "sft.stage_two, or another run with start_from=<this run>/pretrain",
+        )
+    check_sft("pretrain", options, exits)
 
 
 def check_grpo(options: GRPOOptions, exits: Mapping[str, int] | None, world_size: int) -> None:
@@ -58,15 +87,28 @@ def check_grpo(options: GRPOOptions, exits: Mapping[str, int] | None, world_size
     require_exits("grpo.exit_weights", list(options.exit_weights), trained)
     for name, weight in options.exit_weights.items():
         require(f"grpo.exit_weights.{name}", weight, weight >= 0, "0 or more")
-    trainer = options.trainer
-    _check_numbers("grpo.trainer", trainer)
-    require("grpo.trainer.temperature", trainer.get("temperature"), trainer.get("temperature", 1.0) > 0, "above 0")
-    level, loss = trainer.get("importance_sampling_level", "token"), trainer.get("loss_type", "dapo")
-    if loss == "luspo" and level != "sequence":
+    trainer, names = options.trainer, options.exits or (list(exits) if exits is not None else None)
+    if names is not None and not any(options.exit_weights.get(name, 1.0) for name in names):
         raise Refusal(
-            "grpo.trainer.loss_type", "'luspo' weighs whole sequences", "importance_sampling_level=sequence with it"
+            "grpo.exit_weights",
+            f"{options.exit_weights} gives none of the trained exits a weight",
+            "at least one above 0 (an exit that is not named weighs 1)",
         )
-    names = options.exits or (list(exits) if exits is not None else None)
+    _check_numbers("grpo.trainer", trainer)
+    _check_meaning("grpo.trainer", trainer, GRPO_WITHOUT_MEANING)
+    require("grpo.trainer.temperature", trainer.get("temperature"), trainer.get("temperature", 1.0) > 0, "above 0")
+    if trainer.get("use_adaptive_entropy") and names is not None and len(names) > 1:
+        raise Refusal(
+            "grpo.trainer.use_adaptive_entropy",
+            f"steers one coefficient, but {len(names)} exits are trained",
+            "grpo.trainer.entropy_coef, or grpo.exits=[<one>]",
+        )
+    if trainer.get("multi_objective_aggregation") == "normalize_then_sum" and options.advantage.scale != "group":
+        raise Refusal(
+            "grpo.advantage.scale",
+            f"{options.advantage.scale!r} is never used under multi_objective_aggregation=normalize_then_sum",
+            "group, or multi_objective_aggregation=sum_then_normalize",
+        )
     check_batches(trainer, None if names is None else len(names), world_size)
 
 
@@ -138,3 +180,11 @@ def _check_numbers(block: str, trainer: Mapping[str, Any]) -> None:
             require(f"{block}.{name}", value, value >= 0, "0 or more")
     if trainer.get("bf16") and trainer.get("fp16"):
         raise Refusal(f"{block}.fp16", "stands beside bf16", "one of the two")
+
+
+def _check_meaning(block: str, trainer: Mapping[str, Any], fields: Mapping[str, tuple[Any, str]]) -> None:
+    """Refuse what TRL's trainer would read but a family's does not; whatever is empty or off passes."""
+    for name, (only, instead) in fields.items():
+        value = trainer.get(name)
+        if value and value != only:
+            raise Refusal(f"{block}.{name}", f"{value!r} has no meaning for a family", instead)

@@ -58,10 +58,18 @@ def test_every_preset_belongs_to_a_model_and_a_data_set_and_is_applied():
 
 def test_tiny_presets_give_laptop_values_and_real_models_the_root_files():
     tiny, real = composed(), composed("model=ruyi2_14b", "data=gsm8k")
-    assert (tiny.sft.trainer["bf16"], real.sft.trainer["bf16"]) == (False, True)
-    assert tiny.grpo.trainer["per_device_train_batch_size"] == 768
+    assert tiny.sft.trainer["learning_rate"] == 3e-3 and real.sft.trainer["learning_rate"] == 1e-5
+    assert tiny.sft.trainer["bf16"] is False
+    assert tiny.grpo.trainer["per_device_train_batch_size"] == 576
     assert real.grpo.trainer["learning_rate"] == 1e-6
     assert real.model.exits == {"1.7B": 2, "8B": 21, "14B": 39}
+
+
+def test_what_depends_on_the_machine_or_the_length_of_the_run_is_left_to_the_trainers_arguments():
+    for model in ("custom", "qwen3_0p6b", "ruyi2_14b", "ruyi_7b"):
+        config = composed(f"model={model}", "data=gsm8k")
+        for block in (config.pretrain, config.sft, config.grpo):
+            assert not {"bf16", "save_steps", "save_total_limit", "logging_steps"} & set(block.trainer), model
 
 
 def test_experiment_overrides_groups_and_the_command_line_overrides_the_experiment():
@@ -113,7 +121,7 @@ def test_new_keys_of_open_blocks_need_no_plus():
 def test_exits_given_as_a_dictionary_replace_those_of_the_model():
     assert composed("model.exits={1.7B: 2, large: 5}").model.exits == {"1.7B": 2, "large": 5}
     assert composed("model.exits={}").model.exits == {}
-    assert composed("model.exits.tiny=0").model.exits == {"small": 1, "medium": 3, "large": 5, "tiny": 0}
+    assert composed("model.exits.tiny=0").model.exits == {"small": 1, "medium": 2, "large": 4, "tiny": 0}
 
 
 def test_a_set_key_can_be_taken_back():
@@ -146,7 +154,7 @@ def test_name_is_shared_by_stages_and_by_what_does_not_change_results():
             ["stage=grpo", "fresh=true"],
             ["stage=grpo", "num_processes=2"],
             ["stage=grpo", "run_dir=elsewhere"],
-            ["stage=grpo", "grpo.trainer.learning_rate=3e-4"],
+            ["stage=grpo", "grpo.trainer.learning_rate=2e-4"],
         )
     }
     assert names == {"tiny-arithmetic"}

@@ -275,6 +275,18 @@ def test_the_second_sft_stage_starts_from_the_first_and_has_steps_of_its_own(con
 
 
 @pytest.mark.slow
+def test_a_16_bit_family_is_trained_in_float32_and_saved_in_16_bits(config):
+    found = config("grpo", model=ModelOptions(exits=dict(EXITS), scratch=dict(SHAPE), dtype="bfloat16"))
+    run_stages(found, [])
+    for stage in ("sft", "grpo"):
+        folder = StageFolder(Path(found.run_dir) / stage)
+        inside = load_file(folder.checkpoints()[-1] / "model.safetensors")
+        assert {str(value.dtype) for value in inside.values()} == {"torch.float32"}
+        assert {str(value.dtype) for value in weights(found, stage).values()} == {"torch.bfloat16"}
+        assert json.loads((folder.path / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.slow
 def test_pretrain_counts_every_token_of_plain_text(config, base):
     texts = DataOptions(path=str(base / "texts.jsonl"), holdout=4, test=None, fields={"text": "text"})
     block = SFTOptions(trainer={**SFT, "max_length": 64, "num_train_epochs": 1, "max_steps": -1})

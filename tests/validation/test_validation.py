@@ -99,11 +99,11 @@ REFUSED = {
     "start_from=missing": ("start_from", "'missing'"),
     # Exits.
     "model.exits={}": ("model.exits", "no exit"),
-    "model.exits={a: 1, b: 4}": ("model.exits", "5"),
+    "model.exits={a: 1, b: 3}": ("model.exits", "must be at 4"),
     "model.exits={a: 1, b: 6}": ("model.exits", "out of range"),
-    "model.exits={a: -1, b: 5}": ("model.exits", "out of range"),
-    "model.exits={a: 1, b: 1, c: 5}": ("model.exits", "repeated"),
-    "model.exits={a: 3, b: 1, c: 5}": ("model.exits", "increase"),
+    "model.exits={a: -1, b: 4}": ("model.exits", "out of range"),
+    "model.exits={a: 1, b: 1, c: 4}": ("model.exits", "repeated"),
+    "model.exits={a: 3, b: 1, c: 4}": ("model.exits", "increase"),
     # Exits chosen.
     "grpo.exits=[smal]": ("grpo.exits", "small, medium, large"),
     "grpo.exits=[small,small]": ("grpo.exits", "twice"),
@@ -128,9 +128,30 @@ REFUSED = {
     "grpo.trainer.max_completion_length=0": ("grpo.trainer.max_completion_length", "1 or more"),
     "grpo.trainer.learning_rate=-1.0": ("grpo.trainer.learning_rate", "0 or more"),
     "grpo.trainer.per_device_train_batch_size=0": ("grpo.trainer.per_device_train_batch_size", "1 or more"),
-    "grpo.trainer.loss_type=luspo": ("grpo.trainer.loss_type", "sequence"),
     "sft.trainer.gradient_accumulation_steps=0": ("sft.trainer.gradient_accumulation_steps", "1 or more"),
     "sft.trainer={bf16: true, fp16: true}": ("sft.trainer.fp16", "bf16"),
+    # What TRL's trainers take, but a family's do not.
+    "grpo.trainer.cast_lm_head_to_fp32=true": ("grpo.trainer.cast_lm_head_to_fp32", "model.dtype"),
+    "grpo.trainer.cache_implementation=static": ("grpo.trainer.cache_implementation", "rollout"),
+    "grpo.trainer.use_transformers_continuous_batching=true": (
+        "grpo.trainer.use_transformers_continuous_batching",
+        "rollout.batch_size",
+    ),
+    "grpo.trainer.use_transformers_paged=true": ("grpo.trainer.use_transformers_paged", "rollout.batch_size"),
+    "grpo.trainer.generation_kwargs={top_k: 3}": ("grpo.trainer.generation_kwargs", "top_k"),
+    "grpo.trainer.use_adaptive_entropy=true": ("grpo.trainer.use_adaptive_entropy", "entropy_coef"),
+    "grpo.trainer.num_generations_eval=1": ("grpo.trainer.num_generations_eval", "evaluation.samples"),
+    "grpo.trainer.eval_strategy=steps": ("grpo.trainer.eval_strategy", "evaluation.problems"),
+    "sft.trainer.eval_strategy=epoch": ("sft.trainer.eval_strategy", "evaluation.problems"),
+    "sft.trainer.eval_on_start=true": ("sft.trainer.eval_on_start", "evaluation.problems"),
+    "sft.trainer.label_smoothing_factor=0.1": ("sft.trainer.label_smoothing_factor", "loss_weights"),
+    "sft.trainer.loss_type=dft": ("sft.trainer.loss_type", "nll"),
+    "grpo.exit_weights={small: 0, medium: 0, large: 0}": ("grpo.exit_weights", "above 0"),
+    "grpo={exits: [small], exit_weights: {small: 0}}": ("grpo.exit_weights", "above 0"),
+    "grpo={trainer: {multi_objective_aggregation: normalize_then_sum}, advantage: {scale: none}}": (
+        "grpo.advantage.scale",
+        "sum_then_normalize",
+    ),
     "evaluation.problems=-1": ("evaluation.problems", "0"),
     "evaluation.samples=0": ("evaluation.samples", "1 or more"),
     "evaluation.temperature=0": ("evaluation.temperature", "above 0"),
@@ -138,9 +159,9 @@ REFUSED = {
     # Batches: 3 exits x 8 samples = 24 rows a prompt.
     "grpo.trainer.per_device_train_batch_size=100": ("grpo.trainer.per_device_train_batch_size", "99 or 102"),
     "grpo.trainer.per_device_train_batch_size=99": ("grpo.trainer.per_device_train_batch_size", "96 or 120"),
-    "grpo.trainer.num_generations=7": ("grpo.trainer.per_device_train_batch_size", "756 or 777"),
-    "grpo.trainer.generation_batch_size=1000": ("grpo.trainer.generation_batch_size", "768 or 1536"),
-    "grpo.trainer={generation_batch_size: 768, steps_per_generation: 1}": (
+    "grpo.trainer.num_generations=7": ("grpo.trainer.per_device_train_batch_size", "567 or 588"),
+    "grpo.trainer.generation_batch_size=1000": ("grpo.trainer.generation_batch_size", "576 or 1152"),
+    "grpo.trainer={generation_batch_size: 576, steps_per_generation: 1}": (
         "grpo.trainer.generation_batch_size",
         "one of the two",
     ),
@@ -174,6 +195,22 @@ def test_refused(override):
 def test_fewer_exits_change_the_batch_arithmetic():
     checked("stage=grpo", "grpo.exits=[small,medium]", "grpo.trainer.per_device_train_batch_size=16")
     assert "no multiple" in str(refusal("stage=grpo", "grpo.trainer.per_device_train_batch_size=16"))
+
+
+def test_what_means_nothing_for_a_family_passes_where_it_is_off():
+    off = ["cast_lm_head_to_fp32=false", "generation_kwargs={}", "use_adaptive_entropy=false", "eval_strategy='no'"]
+    checked("stage=grpo", *(f"grpo.trainer.{value}" for value in off), "grpo.exit_weights={small: 0}")
+    checked("stage=sft", "sft.trainer.loss_type=nll", "sft.trainer.label_smoothing_factor=0.0")
+    one_exit = ["grpo.exits=[small]", "grpo.trainer.per_device_train_batch_size=8"]
+    checked("stage=grpo", *one_exit, "grpo.trainer.use_adaptive_entropy=true")
+    checked("stage=grpo", "grpo.trainer.multi_objective_aggregation=normalize_then_sum")
+
+
+def test_pretraining_has_no_second_stage():
+    for override in ("pretrain.stage_two.data.path=rows.jsonl", "pretrain.stage_two.trainer.max_steps=3"):
+        caught = refusal("stage=pretrain", "data=gsm8k", override)
+        assert caught.key == "pretrain.stage_two" and "sft.stage_two" in str(caught)
+    assert refusal("stage=pretrain", "data=gsm8k", "pretrain.trainer.loss_type=dft").key == "pretrain.trainer.loss_type"
 
 
 @pytest.mark.parametrize("stage", ["init", "sft"])
@@ -240,7 +277,7 @@ def test_unknown_number_of_exits_still_asks_for_whole_groups():
 
 
 def test_the_launchers_world_size_counts(monkeypatch):
-    fields = ["grpo.trainer.generation_batch_size=1536", "stage=grpo"]
+    fields = ["grpo.trainer.generation_batch_size=1152", "stage=grpo"]
     checked(*fields, "num_processes=2")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert "4 ranks" in str(refusal(*fields))
