@@ -13,6 +13,8 @@ from ruyi_rl.refusal import Refusal
 
 GOOD = {"prompt": "1+1=", "answer": "2", "completion": "\\boxed{2}"}
 LINE = json.dumps(GOOD) + "\n"
+# Without a time of its own the file is the same in every test process, which parallel collection needs.
+CUT_GZIP = gzip.compress(LINE.encode() * 99, mtime=0)[:40]
 
 
 def lines(*middle):
@@ -45,7 +47,7 @@ BAD_FILES = [
     ("train.json", '[\n{"prompt": "a"}\n]\nmore', "grpo", {}, "data.path", "line 4 stands after the array's end"),
     ("train.json", '[\n{"prompt": "a"},\n{\n"q": 1}]', "grpo", {}, "data.fields.prompt", "line 3 has no field"),
     ("train.parquet", "PAR0 nonsense", "grpo", {}, "data.path", "train.parquet is not a parquet file"),
-    ("train.jsonl.gz", gzip.compress(LINE.encode() * 99)[:40], "grpo", {}, "data.path", "is not a whole gzip file"),
+    ("train.jsonl.gz", CUT_GZIP, "grpo", {}, "data.path", "is not a whole gzip file"),
     ("train.jsonl", lines(without("prompt")), "grpo", {}, "data.fields.prompt", "line 3 has no field 'prompt'"),
     ("train.jsonl", lines(without("answer")), "grpo", {}, "data.fields.answer", "line 3 has no field 'answer'"),
     ("train.jsonl", lines(without("completion")), "sft", {}, "data.fields.completion", "line 3 has no field"),
