@@ -21,8 +21,9 @@ class DataOptions:
     test: str | None = "test"
     """Held-out split, likewise. None, or a file that is absent: `holdout` rows are cut from the training split.
     Where `path` is a single file: only a file beside it that is named here with its suffix."""
-    holdout: int = 256
-    """Rows held out of the training split where there is no held-out split: whole prompts, chosen by the seed."""
+    holdout: int | None = None
+    """Rows held out of the training split where there is no held-out split: whole prompts, chosen by the seed. None:
+    256, or a tenth of the prompts where that is less."""
     subset: str | None = None
     """Hub dataset configuration name."""
     fields: dict[str, str] = field(default_factory=dict)

@@ -16,6 +16,9 @@ from ruyi_rl.data.mapping import Mapping, compile_mapping
 from ruyi_rl.data.options import DataOptions
 from ruyi_rl.refusal import Refusal
 
+HOLDOUT = 256
+"""Prompts held out where nobody says how many; a tenth of the prompts where that is less."""
+
 
 @dataclass(frozen=True)
 class SplitReport:
@@ -82,11 +85,12 @@ def load_splits(options: DataOptions, seed: int, stage: str | None = None, needs
     )
 
 
-def _held_out_keys(rows: list[MappedRow], holdout: int, seed: int, origin: str) -> set[str]:
+def _held_out_keys(rows: list[MappedRow], asked: int | None, seed: int, origin: str) -> set[str]:
     """The prompts to hold out: in the order of a seeded hash, so that no other row decides a prompt's place."""
     count: dict[str, int] = {}
     for mapped in rows:
         count[mapped.key] = count.get(mapped.key, 0) + 1
+    holdout = min(HOLDOUT, max(1, len(count) // 10)) if asked is None else asked
     if len(count) <= holdout:
         raise Refusal(
             "data.holdout",

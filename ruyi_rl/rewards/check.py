@@ -14,7 +14,8 @@ from ruyi_rl.refusal import Refusal, nearest
 from ruyi_rl.rewards.options import RewardOptions
 from ruyi_rl.rewards.paths import RewardPath, shipped_plugins
 
-_GIVEN = {"prompts", "completions", "completion_ids", "self"}
+# `exit` is the column that the trainer adds: the name of the exit that answered.
+_GIVEN = {"prompts", "completions", "completion_ids", "exit", "self"}
 
 
 def check_reward(options: RewardOptions) -> dict[str, list[str]]:

@@ -67,7 +67,9 @@ def joint_training(
     except ValueError as error:
         raise Refusal(f"{context.step.stage}.loss_weights", str(error)) from error
     with context.console.status("preparing the rows"):
-        rows, lengths = limit_rows(rows, tokenizer, None if args.packing else args.max_length, f"{key}.max_length")
+        # TRL's default packing, bfd, cuts what overflows; the other strategies go on in the next sequence.
+        whole = args.packing and args.packing_strategy != "bfd"
+        rows, lengths = limit_rows(rows, tokenizer, None if whole else args.max_length, f"{key}.max_length")
         family, callbacks = load_to_train(start, config.model, sharding)
         sizes = weight_bytes(family)
         try:
@@ -112,7 +114,7 @@ def limit_rows(
     """Leaves out the rows that are longer than `limit` tokens as the trainer sees them, and counts them.
 
     Args:
-        limit: None: every row is kept (packing splits long ones over sequences).
+        limit: None: every row is kept (packing that splits long ones over sequences).
         key: config key of the limit, for messages.
 
     Raises:

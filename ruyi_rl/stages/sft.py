@@ -12,6 +12,7 @@ from ruyi_rl.data.loading import load_data
 from ruyi_rl.execution import StageContext
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.report.curves import draw_curves
+from ruyi_rl.rewards.check import check_reward
 from ruyi_rl.rewards.loading import load_reward_functions
 from ruyi_rl.run_folder import PHASES
 from ruyi_rl.stages.held_out import measure
@@ -28,7 +29,7 @@ def run(context: StageContext) -> dict[str, Any]:
     tokenizer = load_tokenizer(context.input)
     splits = load_data(config.data, config.seed, "sft")
     # Before the training: a reward that cannot be loaded should not be found out after it.
-    judged = config.evaluation.problems > 0 and "prompt" in splits.test.column_names
+    judged = config.evaluation.problems > 0 and can_judge(context, splits.test)
     rewards = load_reward_functions(config.reward) if judged else []
     second = mixture(context, splits.train) if options.stage_two.data is not None else None
 
@@ -79,6 +80,15 @@ def run(context: StageContext) -> dict[str, Any]:
     return summary
 
 
+def can_judge(context: StageContext, rows: Dataset) -> bool:
+    """Whether held-out rows hold what the rewards read; says so where they do not."""
+    read = {column for names in check_reward(context.config.reward).values() for column in names}
+    missing = sorted(({"prompt"} | read) - set(rows.column_names))
+    if missing:
+        context.console.print(f"no held-out pass rates: the rows have no {', '.join(missing)}", markup=False)
+    return not missing
+
+
 def mixture(context: StageContext, first: Dataset) -> Dataset:
     """The second stage's rows with the replayed ones.
 
@@ -87,6 +97,14 @@ def mixture(context: StageContext, first: Dataset) -> Dataset:
     """
     config, stage_two = context.config, context.config.sft.stage_two
     second = load_data(stage_two.data, config.seed, "sft").train
+    forms = [{"messages", "completion"} & set(rows.column_names) for rows in (first, second)]
+    if forms[0] != forms[1]:
+        names = [" and ".join(sorted(form)) for form in forms]
+        raise Refusal(
+            "sft.stage_two.data",
+            f"has rows of {names[1]}, but the first stage's are of {names[0]}",
+            "rows of one form in both stages, so that the first can be replayed",
+        )
     try:
         return mixed_rows(first, second, stage_two.replay, config.seed)
     except ValueError as error:

@@ -122,7 +122,7 @@ def local_folder(base: str) -> Path | None:
         return path
     spelt_as_path = base.startswith((".", "/", "~")) or base.endswith("/") or base.count("/") > 1
     # owner/name, unless a folder `owner` stands here: then it is a mistyped path.
-    if path.exists() or spelt_as_path or ("/" in base and path.parent.is_dir()):
+    if path.exists() or spelt_as_path or "/" not in base or path.parent.is_dir():
         raise Refusal(
             "model.base", f"the folder {base!r} does not exist", "a model folder, or a hub id such as Qwen/Qwen3-0.6B"
         )

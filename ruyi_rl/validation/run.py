@@ -42,13 +42,14 @@ def validate(config: RunConfig) -> None:
         check_pretrain(config.pretrain, exits)
     if "sft" in stages:
         check_sft("sft", config.sft, exits)
+    columns: set[str] = set()
     if "grpo" in stages:
         check_grpo(config.grpo, exits, _world_size(config))
-        check_reward(config.reward)
+        columns = {column for names in check_reward(config.reward).values() for column in names}
     if "sft" in stages or "grpo" in stages:
         check_chat_template(config, stages)
         check_evaluation(config.evaluation)
-    _check_data(config, stages)
+    _check_data(config, stages, sorted(columns))
     check_writable(Path(config.run_dir))
 
 
@@ -65,11 +66,12 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
-def _check_data(config: RunConfig, stages: list[str]) -> None:
+def _check_data(config: RunConfig, stages: list[str], columns: list[str]) -> None:
+    """Check the rows of every stage; `columns`: what the rewards read of them in `grpo`."""
     for stage in stages:
         if stage == "init":
             continue
-        check_data(config.data, stage)
+        check_data(config.data, stage, columns if stage == "grpo" else ())
         second = getattr(getattr(config, stage), "stage_two", None)
         if second is not None and second.data is not None:
             try:

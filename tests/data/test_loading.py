@@ -94,6 +94,13 @@ def test_cut_is_seeded_disjoint_and_the_same_in_every_stage(tmp_path):
     assert questions(limited.train) == questions(grpo.train)[:7] and questions(limited.test) == questions(grpo.test)
 
 
+@pytest.mark.parametrize("prompts, held_out", [(12, 1), (400, 40), (5000, 256)])
+def test_unasked_a_tenth_is_held_out_but_no_more_than_256(tmp_path, prompts, held_out):
+    rows = [{"prompt": f"p{index}", "answer": "1"} for index in range(prompts)]
+    splits = load_data(DataOptions(path=write(tmp_path / "train.jsonl", rows)), 1, "grpo")
+    assert (len(splits.train), len(splits.test)) == (prompts - held_out, held_out)
+
+
 def test_row_order_does_not_move_a_prompt_to_the_other_side(tmp_path):
     rows = [{"prompt": f"q{i}", "answer": str(i)} for i in range(60)]
     first = load_data(DataOptions(path=write(tmp_path / "a.jsonl", rows), holdout=10), 1, "grpo")
@@ -111,8 +118,8 @@ def test_rows_that_are_in_both_files_are_counted(tmp_path):
 
 def test_a_cut_that_leaves_nothing_is_refused(tmp_path):
     path = write(tmp_path / "train.jsonl", [{"prompt": f"q{i % 5}", "answer": "1"} for i in range(50)])
-    with pytest.raises(Refusal, match="only 5 different prompts: 256 rows"):
-        load_data(DataOptions(path=path), 1, "grpo")
+    with pytest.raises(Refusal, match="only 5 different prompts: 5 rows"):
+        load_data(DataOptions(path=path, holdout=5), 1, "grpo")
 
 
 def test_parquet_with_chat_prompts_and_nested_answer(tmp_path):

@@ -223,11 +223,11 @@ def test_a_training_killed_in_a_checkpoint_goes_on_from_the_whole_one_before(con
     run_stages(found, [])
     done = weights(found, "sft")
     folder = StageFolder(Path(found.run_dir) / "sft")
-    # As a kill while checkpoint-4 was written would have left it.
+    # As a kill while checkpoint-3 was written would have left it.
     manifest = folder.manifest()
     manifest.status, manifest.progress = "running", {}
     folder.write_manifest(manifest)
-    (folder.path / "checkpoint-4" / "trainer_state.json").unlink()
+    (folder.path / "checkpoint-3" / "trainer_state.json").unlink()
     (folder.path / "model.safetensors").unlink()
     run_stages(found, [])
     assert equal(done, weights(found, "sft"))

@@ -66,7 +66,7 @@ def descend(family, losses) -> dict[str, torch.Tensor]:
         torch.nn.utils.clip_grad_norm_(parameters.values(), 0.5)
         with torch.no_grad():
             for parameter in parameters.values():
-                parameter -= 0.05 * parameter.grad
+                parameter -= 0.01 * parameter.grad
     return parameters
 
 

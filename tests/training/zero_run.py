@@ -67,7 +67,7 @@ def common(folder: Path, deepspeed: dict | None, ranks: int) -> dict:
         "gradient_accumulation_steps": ACCUMULATION * RANKS // ranks,
         "max_steps": STEPS,
         "optim": "sgd",
-        "learning_rate": 0.05,
+        "learning_rate": 0.01,
         "lr_scheduler_type": "constant",
         "max_grad_norm": 0.5,
         "report_to": "none",

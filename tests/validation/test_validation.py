@@ -192,6 +192,19 @@ def test_refused(override):
     assert hint in str(caught)
 
 
+def test_a_base_without_an_owner_is_a_missing_folder():
+    caught = refusal("stage=init", "model=custom", "model.base=nonsense", "model.exits={a: 0, b: 1}")
+    assert caught.key == "model.base" and "'nonsense' does not exist" in str(caught)
+
+
+def test_rows_lack_what_a_reward_reads(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "1+1=", "completion": "2"}\n' * 30)
+    caught = refusal("stage=grpo", "data=rows", f"data.path={rows}")
+    assert caught.key == "data.fields.answer" and "line 1" in str(caught)
+    checked("stage=sft", "data=rows", f"data.path={rows}")
+
+
 def test_fewer_exits_change_the_batch_arithmetic():
     checked("stage=grpo", "grpo.exits=[small,medium]", "grpo.trainer.per_device_train_batch_size=16")
     assert "no multiple" in str(refusal("stage=grpo", "grpo.trainer.per_device_train_batch_size=16"))
