@@ -130,9 +130,11 @@ def pending(steps: list[Step], config: RunConfig) -> list[Work]:
     """What has to run, in order; nothing where the asked stage is done with this config.
 
     Raises:
-        Refusal: a folder in the way was made with another config, or its checkpoint by another number of ranks.
+        Refusal: a folder in the way was made with another config (of several, the earliest stage's is named: it has
+            to be mended first), or its checkpoint by another number of ranks.
     """
     work: list[Work] = []
+    in_the_way: Refusal | None = None
     for step in reversed(steps):
         asked = step is steps[-1] or config.stage.name == "pipeline"
         manifest = step.folder.manifest()
@@ -146,7 +148,7 @@ def pending(steps: list[Step], config: RunConfig) -> list[Work]:
             work.insert(0, Work(step, resume=False))
         elif manifest.config_hash != step.config_hash:
             if step.folder.holds_work(manifest):
-                raise another_config(step, manifest, config)
+                in_the_way = another_config(step, manifest, config)
             work.insert(0, Work(step, resume=False))
         elif manifest.status == DONE and step.folder.holds_family():
             break
@@ -154,6 +156,8 @@ def pending(steps: list[Step], config: RunConfig) -> list[Work]:
             if step.folder.checkpoints():
                 require_same_ranks(manifest, config)
             work.insert(0, Work(step, resume=manifest.status != DONE))
+    if in_the_way is not None:
+        raise in_the_way
     return work
 
 

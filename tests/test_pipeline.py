@@ -149,7 +149,7 @@ def test_another_config_is_refused_with_the_keys_that_differ(stages, config):
 
 def test_a_changed_input_is_a_changed_config_of_all_that_stands_on_it(stages, config):
     run_stages(config("grpo"), [])
-    with pytest.raises(Refusal, match="grpo was made with another config: .*seed 1 → 2"):
+    with pytest.raises(Refusal, match="init was made with another config: .*seed 1 → 2.*stage=init fresh=true"):
         run_stages(config("grpo", seed=2), [])
 
 
