@@ -152,7 +152,7 @@ def launch(kind: str, mode: str, folder: Path, ranks: int) -> dict[str, torch.Te
     return Family.from_pretrained(folder / "trained").state_dict()
 
 
-def compare(got, expected, before) -> None:
+def assert_equal_updates(got, expected, before) -> None:
     """Every parameter's update over the five steps, relative 1e-4."""
     for name, parameter in expected.items():
         moved = parameter.detach() - before[name]
@@ -171,7 +171,7 @@ def test_sft_equals_plain_torch(start, tmp_path, mode):
     rows = len(zero_run.sft_rows())
     steps = [[(s * ROWS_A_STEP + i) % rows for i in range(ROWS_A_STEP)] for s in range(zero_run.STEPS)]
     expected = plain_sft(family, steps)
-    compare(got, expected, before)
+    assert_equal_updates(got, expected, before)
 
 
 @pytest.mark.slow
@@ -180,4 +180,4 @@ def test_grpo_equals_plain_torch(start, tmp_path, mode):
     family = Family.from_pretrained(start / "family")
     before = {name: tensor.clone() for name, tensor in family.state_dict().items()}
     (tmp_path / "family").symlink_to(start / "family")
-    compare(launch("grpo", mode, tmp_path, ranks=2), plain_grpo(family), before)
+    assert_equal_updates(launch("grpo", mode, tmp_path, ranks=2), plain_grpo(family), before)
