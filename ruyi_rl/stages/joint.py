@@ -67,9 +67,7 @@ def joint_training(
     except ValueError as error:
         raise Refusal(f"{context.step.stage}.loss_weights", str(error)) from error
     with context.console.status("preparing the rows"):
-        # TRL's default packing, bfd, cuts what overflows; the other strategies go on in the next sequence.
-        whole = args.packing and args.packing_strategy != "bfd"
-        rows, lengths = limit_rows(rows, tokenizer, None if whole else args.max_length, f"{key}.max_length")
+        rows, lengths = limit_rows(rows, tokenizer, row_limit(args), f"{key}.max_length")
         family, callbacks = load_to_train(start, config.model, sharding)
         sizes = weight_bytes(family)
         try:
@@ -106,6 +104,14 @@ def joint_training(
     del trainer, family
     leave_deepspeed()
     release_memory()
+
+
+def row_limit(args: SFTConfig) -> int | None:
+    """Tokens from which the trainer would cut a row; None where packing goes on with it in the next sequence.
+
+    TRL's default packing strategy, `bfd`, cuts what overflows.
+    """
+    return None if args.packing and args.packing_strategy != "bfd" else args.max_length
 
 
 def limit_rows(

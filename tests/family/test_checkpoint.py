@@ -137,6 +137,8 @@ def test_published_checkpoint_loads_as_it_is(tmp_path, model_type, shared):
             # transformers computes the rotary angles in float32 whatever the dtype.
             expected = independent_logits(tensors, ids, index, shared)
             torch.testing.assert_close(logits[name][0], expected, atol=2e-5, rtol=1e-5)
+            stock = family.branch(name)(ids[None]).logits[0]
+            torch.testing.assert_close(stock, expected, atol=2e-5, rtol=1e-5)
     assert AutoConfig.from_pretrained(tmp_path).model_type == model_type
 
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from ruyi_rl.signals import StopSignal
-from ruyi_rl.training.callbacks import MetricsFile, StopOnSignal, first_and_last, read_metrics
+from ruyi_rl.training.callbacks import MetricsFile, NoLastCheckpoint, StopOnSignal, first_and_last, read_metrics
 
 
 def state(step, main=True):
@@ -77,3 +77,10 @@ def test_a_stop_logs_saves_and_ends_the_training():
 def test_first_and_last_tenth(count, expected):
     rows = [{"small/reward": float(step)} for step in range(1, count + 1)] + [{"loss": 1.0}, {"small/reward": None}]
     assert first_and_last(rows, "small/reward") == expected
+
+
+@pytest.mark.parametrize("step, saved", [(3, True), (4, False)])
+def test_the_last_step_writes_no_checkpoint(step, saved):
+    control = SimpleNamespace(should_save=True)
+    NoLastCheckpoint().on_step_end(None, SimpleNamespace(global_step=step, max_steps=4), control)
+    assert control.should_save is saved

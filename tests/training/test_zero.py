@@ -57,16 +57,16 @@ def branch_losses(parameters, family, loss_of):
 
 
 def descend(family, losses) -> dict[str, torch.Tensor]:
-    """SGD with clipping at 0.5 over a sequence of losses."""
+    """SGD with clipping over a sequence of losses."""
     parameters = {name: p.detach().clone().requires_grad_() for name, p in family.named_parameters()}
     for loss_of in losses:
         for parameter in parameters.values():
             parameter.grad = None
         branch_losses(parameters, family, loss_of).backward()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), 0.5)
+        torch.nn.utils.clip_grad_norm_(parameters.values(), zero_run.CLIP)
         with torch.no_grad():
             for parameter in parameters.values():
-                parameter -= 0.01 * parameter.grad
+                parameter -= zero_run.LEARNING_RATE * parameter.grad
     return parameters
 
 
