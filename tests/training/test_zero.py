@@ -3,6 +3,7 @@
 The reference is written with stock branches and torch.optim alone: no trainer, no TRL, no family forward.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -56,18 +57,19 @@ def branch_losses(parameters, family, loss_of):
     return total
 
 
-def descend(family, losses) -> dict[str, torch.Tensor]:
-    """SGD with clipping over a sequence of losses."""
+def descend(family, losses) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """SGD with clipping over a sequence of losses: the parameters, and the gradient norm before each clipping."""
     parameters = {name: p.detach().clone().requires_grad_() for name, p in family.named_parameters()}
+    norms = []
     for loss_of in losses:
         for parameter in parameters.values():
             parameter.grad = None
         branch_losses(parameters, family, loss_of).backward()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), zero_run.CLIP)
+        norms.append(torch.nn.utils.clip_grad_norm_(parameters.values(), zero_run.CLIP).item())
         with torch.no_grad():
             for parameter in parameters.values():
                 parameter -= zero_run.LEARNING_RATE * parameter.grad
-    return parameters
+    return parameters, norms
 
 
 def padded(rows, value, left=False):
@@ -75,7 +77,7 @@ def padded(rows, value, left=False):
     return torch.tensor([[value] * (width - len(r)) + r if left else r + [value] * (width - len(r)) for r in rows])
 
 
-def plain_sft(family, order) -> dict[str, torch.Tensor]:
+def plain_sft(family, order):
     tokenizer, rows = byte_tokenizer(), zero_run.sft_rows()
 
     def loss_on(indices):
@@ -94,7 +96,7 @@ def plain_sft(family, order) -> dict[str, torch.Tensor]:
     return descend(family, [loss_on(step) for step in order])
 
 
-def plain_grpo(family) -> dict[str, torch.Tensor]:
+def plain_grpo(family):
     tokenizer, rows = byte_tokenizer(), zero_run.grpo_rows()
     reference = family.state_dict()
 
@@ -136,7 +138,7 @@ def plain_grpo(family) -> dict[str, torch.Tensor]:
     return descend(family, [loss_on(range(s * PROMPTS_A_STEP, (s + 1) * PROMPTS_A_STEP)) for s in steps])
 
 
-def launch(kind: str, mode: str, folder: Path, ranks: int) -> dict[str, torch.Tensor]:
+def launch(kind: str, mode: str, folder: Path, ranks: int):
     here = Path(__file__).parent
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -149,11 +151,13 @@ def launch(kind: str, mode: str, folder: Path, ranks: int) -> dict[str, torch.Te
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return Family.from_pretrained(folder / "trained").state_dict()
+    return Family.from_pretrained(folder / "trained").state_dict(), json.loads((folder / "norms.json").read_text())
 
 
 def assert_equal_updates(got, expected, before) -> None:
-    """Every parameter's update over the five steps, relative 1e-4."""
+    """Every parameter's update over the five steps, relative 1e-4, and the norms, where clipping hides no scale."""
+    (got, norms), (expected, expected_norms) = got, expected
+    assert norms == pytest.approx(expected_norms, rel=1e-4)
     for name, parameter in expected.items():
         moved = parameter.detach() - before[name]
         error = (got[name] - before[name] - moved).norm() / moved.norm()

@@ -1,5 +1,6 @@
 """One rank of a run that test_zero.py compares with plain torch: `zero_run.py {sft|grpo} {mode} folder`."""
 
+import json
 import os
 import random
 import sys
@@ -74,6 +75,7 @@ def common(folder: Path, deepspeed: dict | None, ranks: int) -> dict:
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",
         "max_grad_norm": CLIP,
+        "logging_steps": 1,
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": True,
@@ -120,6 +122,9 @@ def main(kind: str, mode: str, folder: Path) -> None:
         )
     trainer.train()
     trainer.save_model(str(folder / "trained"))
+    if trainer.is_world_process_zero():
+        norms = [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
+        (folder / "norms.json").write_text(json.dumps(norms, default=float))
     trainer.accelerator.wait_for_everyone()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
