@@ -17,9 +17,10 @@ from ruyi_rl.cli.launch import launch, needs_launch
 from ruyi_rl.cli.overview import print_help, print_overview
 from ruyi_rl.cli.sweep import run_sweep
 from ruyi_rl.failure import Interrupted, StageFailed
-from ruyi_rl.pipeline import run_stages
+from ruyi_rl.pipeline import TOOLS, run_stages
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.report.console import run_console
+from ruyi_rl.tools import run_tool
 from ruyi_rl.validation import validate
 
 
@@ -75,7 +76,10 @@ def _run(arguments: list[str]) -> int:
     if needs_launch(run_config):
         return launch(run_config.num_processes, [*_flags(options), *options.overrides])
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    run_stages(run_config, [*_flags(options), *options.overrides])
+    if run_config.stage.name in TOOLS:
+        run_tool(run_config)
+    else:
+        run_stages(run_config, [*_flags(options), *options.overrides])
     return 0
 
 

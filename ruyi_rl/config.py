@@ -8,6 +8,7 @@ from ruyi_rl.data.options import DataOptions
 from ruyi_rl.family.options import ModelOptions
 from ruyi_rl.rewards.options import RewardOptions
 from ruyi_rl.rollout.options import RolloutOptions
+from ruyi_rl.stages.options import GenerateOptions, ServeOptions
 from ruyi_rl.training.options import DeepSpeedOptions, EvaluationOptions, GRPOOptions, SFTOptions
 
 
@@ -36,6 +37,8 @@ class RunConfig:
     """Start the asked stage over, even where it is done or half done."""
     start_from: str | None = None
     """Folder of a family that the asked stage starts from, in place of the stage before it."""
+    launch: bool = False
+    """stage=serve: start the server in place of this process, rather than only print its command."""
     num_processes: int = 1
     """Ranks to start on this machine; leave it at 1 under torchrun or another launcher."""
     stages: list[str] = field(default_factory=lambda: ["init", "sft", "grpo"])
@@ -49,3 +52,5 @@ class RunConfig:
     sft: SFTOptions = field(default_factory=SFTOptions)
     grpo: GRPOOptions = field(default_factory=GRPOOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    generate: GenerateOptions = field(default_factory=GenerateOptions)
+    serve: ServeOptions = field(default_factory=ServeOptions)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import inspect
 import math
 import random
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ruyi_rl import ranks
-from ruyi_rl.rollout.worker import Completion, RolloutWorker, Sampling
+from ruyi_rl.rollout.worker import Completion, Request, Rollout, Sampling, request_seeds
 from ruyi_rl.training.options import EvaluationOptions
 
 
@@ -64,7 +63,7 @@ def evaluate_family(
     judge: Judge,
     exits: Sequence[str],
     options: EvaluationOptions,
-    rollout: RolloutWorker,
+    rollout: Rollout,
     seed: int,
     template_kwargs: Mapping[str, Any] | None = None,
     progress: Callable[[str, int, int], None] = lambda exit, done, total: None,
@@ -75,7 +74,7 @@ def evaluate_family(
         tokenizer: renders and decodes; a chat template is needed for prompts of chat messages.
         rows: held-out rows with `prompt` and whatever the judge reads; at most `options.problems`, drawn by `seed`.
         judge: says which completions solve their problem.
-        exits: names, in any order: an exit's draws depend on the seed, its name and the number of ranks alone.
+        exits: names, in any order: a draw depends on the seed, the exit's name, the prompt and the sample alone.
         options: `max_new_tokens` must be set.
         rollout: generates with the family under test.
         template_kwargs: further arguments of the chat template.
@@ -89,17 +88,17 @@ def evaluate_family(
     total, done = 2 * len(exits), 0
     for exit in exits:
         start = time.monotonic()
-        drawn_by = seed_of(seed, exit, ranks.rank())
         repeated = [ids for ids in prompt_ids for _ in range(options.samples)]
-        sampling = Sampling(options.max_new_tokens, temperature=options.temperature, seed=drawn_by)
-        completions = rollout.generate(exit, repeated, sampling) if repeated else []
+        seeds = request_seeds(seed, ("evaluation",), [exit] * len(repeated), repeated)
+        requests = [Request(exit, ids, drawn_by) for ids, drawn_by in zip(repeated, seeds)]
+        # A rank without a problem asks too: the back end may be one for all ranks.
+        completions = rollout.generate(requests, Sampling(options.max_new_tokens, temperature=options.temperature))
         asked = [row for row in problems for _ in range(options.samples)]
         verdicts = judged(judge, tokenizer, exit, asked, completions)
         done += 1
         progress(exit, done, total)
-        greedy = (
-            rollout.generate(exit, prompt_ids, Sampling(options.max_new_tokens, temperature=0.0)) if problems else []
-        )
+        requests = [Request(exit, ids) for ids in prompt_ids]
+        greedy = rollout.generate(requests, Sampling(options.max_new_tokens, temperature=0.0))
         greedy_verdicts = judged(judge, tokenizer, exit, problems, greedy)
         done += 1
         progress(exit, done, total)
@@ -188,9 +187,3 @@ def _unlogged(name: str, values: Any) -> None:
 
 async def _result(awaited: Awaitable[Any]) -> Any:
     return await awaited
-
-
-def seed_of(seed: int, *words: object) -> int:
-    """A seed of 63 bits for a purpose named by `words`; the same on every machine."""
-    text = " ".join(map(str, (seed, *words)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1

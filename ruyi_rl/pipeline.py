@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from ruyi_rl.run_folder import (
 
 ORDER = ("init", "pretrain", "sft", "grpo")
 """The stages of this version, in the order in which they make sense."""
+TOOLS = ("generate", "serve")
+"""What `stage` may name besides: they read a finished family and leave nothing for another stage (`ruyi_rl.tools`)."""
 
 DECIDED_BY = {
     "init": ("model", "seed"),
@@ -43,6 +45,12 @@ UNDECIDING = frozenset(
     )
 )
 """Trainer fields that change what is shown or kept, not what is learnt: changing one never calls for a new run."""
+
+DECIDING_ROLLOUTS = frozenset(("rollout.backend", "rollout.engine"))
+"""Keys of `rollout` that may decide a result: the others say where and how fast completions are made, not which."""
+
+ROLLOUTS_FOLDER = "rollouts"
+"""Folder of `stage=grpo grpo.rollout_only=true` in the run's, so that the training's own stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +83,10 @@ def chain(config: RunConfig) -> list[str]:
     Raises:
         Refusal: unknown stage, or an order that cannot run.
     """
-    for stage in config.stages:
-        if stage not in ORDER:
-            raise Refusal("stages", f"no stage {stage!r}", nearest(stage, ORDER))
-    if len(set(config.stages)) < len(config.stages):
-        raise Refusal("stages", f"a stage is named twice: {config.stages}", "each stage has one folder in the run")
+    check_stages(config)
     asked = config.stage.name
     if asked not in (*ORDER, "pipeline"):
-        raise Refusal("stage", f"no stage {asked!r}", nearest(asked, (*ORDER, "pipeline")))
+        raise Refusal("stage", f"no stage {asked!r}", nearest(asked, (*ORDER, "pipeline", *TOOLS)))
     if config.start_from is not None:
         if asked in ("init", "pipeline"):
             raise Refusal("start_from", f"stage={asked} does not start from a family", "a stage after init")
@@ -98,12 +102,27 @@ def chain(config: RunConfig) -> list[str]:
     return stages
 
 
+def check_stages(config: RunConfig) -> None:
+    """Refuse `stages` that hold an unknown name, or one twice."""
+    for stage in config.stages:
+        if stage not in ORDER:
+            raise Refusal("stages", f"no stage {stage!r}", nearest(stage, ORDER))
+    if len(set(config.stages)) < len(config.stages):
+        raise Refusal("stages", f"a stage is named twice: {config.stages}", "each stage has one folder in the run")
+
+
 def deciding(config: dict[str, Any], stage: str) -> dict[str, Any]:
     """Config key -> value of all that decides `stage` by itself, flat; `config` is the config as nested dicts."""
     leaves = flat({block: config[block] for block in DECIDED_BY[stage]})
-    return {
-        key: value for key, value in leaves.items() if not (".trainer." in key and key.split(".")[-1] in UNDECIDING)
-    }
+    return {key: value for key, value in leaves.items() if decides(key)}
+
+
+def decides(key: str) -> bool:
+    """Whether a config key, dotted, may decide a stage's result."""
+    parts = key.split(".")
+    if parts[0] == "rollout":
+        return ".".join(parts[:2]) in DECIDING_ROLLOUTS
+    return not ("trainer" in parts and parts[-1] in UNDECIDING)
 
 
 def steps(config: RunConfig) -> list[Step]:
@@ -123,6 +142,8 @@ def steps(config: RunConfig) -> list[Step]:
         decided_by = {**decided_by, **deciding(tree, stage)}
         found.append(Step(stage, StageFolder(run / stage), before, decided_by))
         before = run / stage
+    if config.stage.name == "grpo" and config.grpo.rollout_only:
+        found[-1] = replace(found[-1], folder=StageFolder(run / ROLLOUTS_FOLDER))
     return found
 
 

@@ -56,9 +56,7 @@ def table(runs: list[Path], stage: str, pattern: str | None) -> str:
         "|---" * (2 + 2 * len(names)) + "|",
     ]
     for group, summaries in groups.items():
-        cells = [
-            cell([summary[name] for summary in summaries], kind) for name in names for kind in ("pass", "greedy")
-        ]
+        cells = [cell([summary[name] for summary in summaries], kind) for name in names for kind in ("pass", "greedy")]
         lines.append(f"| {group} | {len(summaries)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -33,9 +33,19 @@ def run(folder, *arguments: str) -> subprocess.CompletedProcess:
 def test_without_a_stage_it_prints_what_there_is(tmp_path, arguments):
     result = run(tmp_path, *arguments)
     assert (result.returncode, result.stderr) == (0, "")
-    for word in ("stage=pretrain", "stage=grpo", "ruyi2_14b", "gsm8k", "math_format", "zero3", "transformers"):
+    for word in (
+        "stage=pretrain",
+        "stage=grpo",
+        "stage=generate",
+        "stage=serve",
+        "ruyi2_14b",
+        "gsm8k",
+        "math_format",
+        "zero3",
+        "transformers",
+    ):
         assert word in result.stdout
-    assert result.stdout.count("\npython -m ruyi_rl ") == 3
+    assert result.stdout.count("\npython -m ruyi_rl ") == 4
     assert not list(tmp_path.iterdir())
 
 
@@ -62,6 +72,8 @@ def test_config_is_printed_with_the_runs_name(tmp_path):
         (["stage=grpo", "seed=abc"], ["seed", "'abc'", "int"]),
         (["stage=grpo", "grpo.trainer.num_generations=1"], ["num_generations", "1", "2 or more"]),
         (["stage=grpo", "data=rows", "data.path=missing.jsonl"], ["data.path", "missing.jsonl"]),
+        (["stage=generate"], ["runs/tiny-arithmetic", "stage=grpo", "start_from"]),
+        (["stage=grpo", "launch=true"], ["launch", "stage=serve"]),
         (["stage=grpo", "num_processes=2", "model.exits={a: 1}"], ["model.exits", "must be at 4"]),
         (["stage=grpo", "x={"], ["x={"]),
         (["--stage", "grpo"], ["--stage", "key=value"]),
@@ -84,14 +96,15 @@ def test_nothing_heavy_is_imported_before_a_run(tmp_path):
         "import sys\n"
         "from ruyi_rl.__main__ import main\n"
         "commands = [[], ['--help'], ['stage=grpo', '--cfg', 'job'], ['stage=grop'], ['stage=grpo', 'seed=x'],\n"
-        "            ['stage=grpo', 'grpo.trainer.num_generations=1'], ['stage=grpo', 'run_dir=/proc/x']]\n"
+        "            ['stage=grpo', 'grpo.trainer.num_generations=1'], ['stage=grpo', 'run_dir=/proc/x'],\n"
+        "            ['stage=generate'], ['stage=serve', 'launch=true']]\n"
         "print('statuses', [main(command) for command in commands])\n"
         f"print('heavy', [name for name in {HEAVY} if name in sys.modules])\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
-    assert "statuses [0, 0, 0, 2, 2, 2, 2]\n" in result.stdout, result.stderr
+    assert "statuses [0, 0, 0, 2, 2, 2, 2, 2, 2]\n" in result.stdout, result.stderr
     assert "heavy []\n" in result.stdout
 
 

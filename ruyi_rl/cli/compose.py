@@ -19,10 +19,11 @@ import ruyi_rl
 from ruyi_rl.cli.overrides import apply_values, parse_overrides, split_overrides, value_refusal
 from ruyi_rl.cli.schema import check_key
 from ruyi_rl.config import RunConfig
+from ruyi_rl.pipeline import decides
 from ruyi_rl.refusal import Refusal, nearest
 from ruyi_rl.validation.trainers import check_trainer_fields
 
-UNNAMED = ("stage", "name", "run_dir", "fresh", "num_processes")
+UNNAMED = ("stage", "name", "run_dir", "fresh", "num_processes", "launch", "generate", "serve")
 """Keys that do not enter the run's default name: they decide what is done and where, not with which result."""
 
 
@@ -102,6 +103,7 @@ def default_name(config: DictConfig, plain: DictConfig, experiment: str | None) 
     parts = [experiment] if experiment else [str(config.model.name), str(config.data.name)]
     mine, theirs = _flat(config, UNNAMED), _flat(plain, UNNAMED)
     changed = {key: mine.get(key) for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)}
+    changed = {key: value for key, value in changed.items() if decides(key) and key != "grpo.rollout_only"}
     if changed:
         parts.append(hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6])
     return "-".join(parts)
@@ -109,12 +111,17 @@ def default_name(config: DictConfig, plain: DictConfig, experiment: str | None) 
 
 def resolve_values(config: DictConfig) -> None:
     """Replace every interpolation by its value. Raises Refusal for one that leads nowhere."""
+    check_interpolations(config)
+    OmegaConf.resolve(config)
+
+
+def check_interpolations(config: DictConfig) -> None:
+    """Refuse an interpolation that leads nowhere."""
     for key in _flat(config):
         try:
             OmegaConf.select(config, key)
         except InterpolationResolutionError as error:
             raise Refusal(key, str(error).partition("\n")[0], "${…} names another key") from None
-    OmegaConf.resolve(config)
 
 
 def to_run_config(config: DictConfig) -> RunConfig:
@@ -123,13 +130,18 @@ def to_run_config(config: DictConfig) -> RunConfig:
     Raises:
         Refusal: an interpolation that leads nowhere.
     """
-    resolve_values(config)
+    check_interpolations(config)
     try:
+        # Resolves what it converts; resolved before, a text with an escaped ${ would be resolved again.
         result = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise value_refusal(error) from None
     result.run_dir = str(Path(result.run_dir).expanduser())
-    for holder, key in ((result.model, "base"), (result.data, "path"), (result, "start_from")):
+    paths = (
+        *((result.model, "base"), (result.data, "path"), (result, "start_from")),
+        *((result.generate, "file"), (result.generate, "output"), (result.serve, "output")),
+    )
+    for holder, key in paths:
         if (path := getattr(holder, key)) is not None and path.startswith("~"):
             setattr(holder, key, str(Path(path).expanduser()))
     return result

@@ -7,20 +7,24 @@ merges dictionaries, so that `model.exits={…}` would add to the exits it shoul
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, field
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ruyi_rl.cli.schema import absent_blocks, check_key, type_name
-from ruyi_rl.pipeline import ORDER
+from ruyi_rl.pipeline import ORDER, TOOLS
 from ruyi_rl.refusal import Refusal
 
 REPLACED = ("model.exits",)
 """Dictionaries that a `key={…}` replaces; others are merged into, as everywhere in Hydra."""
+TEXTS = ("generate.prompt", "generate.system")
+"""Keys whose value is prose, taken as it stands: to Hydra's grammar a comma would begin a sweep, and `=`, `:` or a
+bracket be an error."""
 
 
 @dataclass
@@ -42,6 +46,11 @@ def parse_overrides(lines: list[str]) -> list[Override]:
     parser = OverridesParser.create()
     parsed = []
     for line in lines:
+        key, _, text = line.partition("=")
+        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+        if key in TEXTS and not quoted:
+            parsed.append(Override(OverrideType.CHANGE, key, ValueType.ELEMENT, _literal(text), input_line=line))
+            continue
         try:
             parsed += parser.parse_overrides([line])
         except OverrideParseException as error:
@@ -109,6 +118,11 @@ def value_refusal(error: OmegaConfBaseException, key: str = "", value: object = 
     return Refusal(path, problem, f"allowed: {type_name(path)}")
 
 
+def _literal(text: str) -> str:
+    """The text for OmegaConf, which would take `${` for an interpolation, and read backslashes before it."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
 def _group_choice(override: Override) -> str:
     """`group=choice` as Hydra takes it: with a `+` only where the choice goes to a block of its own, as in
     `data@sft.stage_two.data=math`, which no defaults list names."""
@@ -139,7 +153,7 @@ def _nearest_group(key: str, groups: list[str]) -> str:
 
 def _syntax_problem(line: str, error: OverrideParseException) -> tuple[str, str]:
     if "=" not in line:
-        close = difflib.get_close_matches(line, [*ORDER, "pipeline"], n=1)
+        close = difflib.get_close_matches(line, [*ORDER, "pipeline", *TOOLS], n=1)
         hint = f"did you mean 'stage={close[0]}'?" if close else "an override is key=value"
         return "this is no override: it has no '='", hint
     reason = [text for text in str(error).splitlines() if text and not text.startswith(("See ", "Error parsing"))]

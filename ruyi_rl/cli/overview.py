@@ -21,7 +21,8 @@ GROUPS = {
 }
 EXAMPLES = (
     ("stage=grpo", "the main job, on the embedded default"),
-    ("stage=grpo data=gsm8k data.path=<folder with train.jsonl>", "the same on real rows"),
+    ("stage=generate", "talk to what it has trained, all exits side by side"),
+    ("stage=grpo data=gsm8k data.path=<folder with train.jsonl>", "the main job on real rows"),
     (
         "-m stage=grpo grpo.trainer.learning_rate=1e-4,3e-4 grpo.advantage.scale=group,exit",
         "four runs, one after another",
@@ -37,7 +38,7 @@ OPTIONS = (
 
 
 def print_overview(console: Console, source: ConfigSource) -> None:
-    """Print the stages, the groups and three examples."""
+    """Print the stages, the groups and examples."""
     console.print(
         "[bold]ruyi_rl[/] trains familial models: one network with several exits, each a model of its own size."
     )
@@ -69,9 +70,9 @@ def _stages(source: ConfigSource) -> Table:
 
 
 def _stage_order(source: ConfigSource) -> list[str]:
-    from ruyi_rl.pipeline import ORDER
+    from ruyi_rl.pipeline import ORDER, TOOLS
 
-    known = [*ORDER, "pipeline"]
+    known = [*ORDER, "pipeline", *TOOLS]
     choices = [name for name in source.choices()["stage"] if name != "overview"]
     return sorted(choices, key=lambda name: known.index(name) if name in known else len(known))
 

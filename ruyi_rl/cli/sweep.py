@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import ValueType
 
 from ruyi_rl.cli.compose import ConfigSource, compose_config, to_run_config
 from ruyi_rl.cli.overrides import parse_overrides
+from ruyi_rl.config import RunConfig
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.validation import validate
 
@@ -56,12 +57,12 @@ def run_sweep(overrides: list[str], source: ConfigSource, flags: list[str]) -> i
     owners: dict[str, int] = {}
     for number, config in enumerate(configs, 1):
         validate(config)
-        other = owners.setdefault(config.run_dir, number)
-        if other != number and config.stage.name != "overview":
+        key, path = written(config)
+        other = number if path is None else owners.setdefault(path, number)
+        if other != number:
+            default = "leave name and run_dir to the defaults" if key == "name" else f"leave {key} out"
             raise Refusal(
-                "name",
-                f"jobs {other} and {number} would both write {config.run_dir}",
-                "leave name and run_dir to the defaults, or let them hold the swept values",
+                key, f"jobs {other} and {number} would both write {path}", f"{default}, or let it hold the swept values"
             )
     width = len(str(len(jobs)))
     results = []
@@ -76,6 +77,15 @@ def run_sweep(overrides: list[str], source: ConfigSource, flags: list[str]) -> i
     if results[-1] in INTERRUPTED:
         return results[-1]
     return int(any(results))
+
+
+def written(config: RunConfig) -> tuple[str, str | None]:
+    """The key that decides where a job writes, and the path there that no other job may write; None: none."""
+    if config.stage.name == "generate":
+        return "generate.output", config.generate.output
+    if config.stage.name == "serve":
+        return "serve.output", config.serve.output
+    return "name", None if config.stage.name == "overview" else config.run_dir
 
 
 def _run_job(command: list[str]) -> int:

@@ -4,6 +4,8 @@ import logging
 import os
 import warnings
 
+from ruyi_rl.rollout.vllm_version import set_environment
+
 CHATTY = ("accelerate", "datasets", "deepspeed", "DeepSpeed", "httpx", "matplotlib", "torch.distributed", "trl", "vllm")
 
 
@@ -11,7 +13,9 @@ def quiet_libraries() -> None:
     """Call it before the first heavy import: some of these are read only then."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    for module in ("transformers", "trl", "accelerate", "datasets", "deepspeed", "torch", "huggingface_hub"):
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    set_environment()  # TRL imports vLLM, which reads it then
+    for module in ("transformers", "trl", "accelerate", "datasets", "deepspeed", "torch", "huggingface_hub", "vllm"):
         warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)

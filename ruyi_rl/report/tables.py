@@ -22,6 +22,13 @@ NEXT = {
 def print_result(console: Console, summary: Mapping[str, Any], last: bool = True) -> None:
     """Prints a stage's table, where it lies and, after the `last` stage of a run, what can be done next."""
     console.print(result_table(summary))
+    if "rollouts" in summary:
+        console.print(
+            f"[bold]{escape(summary['rollouts'])}[/] holds {summary['completions']:,} rollouts.", soft_wrap=True
+        )
+        train = f"python -m ruyi_rl stage=grpo grpo.replay={summary['rollouts']} with the same options trains on them"
+        console.print(f"Next: {escape(train)}", style="dim", soft_wrap=True)
+        return
     console.print(f"[bold]{escape(str(summary['run']))}[/] holds the family, {_files(summary)}.", soft_wrap=True)
     if summary.get("reward_failures"):
         console.print(
@@ -32,8 +39,9 @@ def print_result(console: Console, summary: Mapping[str, Any], last: bool = True
     if summary["stage"] in NEXT:
         console.print(f"Next: {NEXT[summary['stage']]}", style="dim")
     else:
+        talk = f"python -m ruyi_rl stage=generate start_from={summary['run']}"
         load = f'Family.from_pretrained("{summary["run"]}")'
-        console.print(f"Next: {escape(load)} (from ruyi_rl.family), or another seed=.", style="dim", soft_wrap=True)
+        console.print(f"Next: {escape(talk)}, or {escape(load)} (from ruyi_rl.family).", style="dim", soft_wrap=True)
 
 
 def already_done(console: Console, stage: str, folder: StageFolder) -> None:
@@ -45,6 +53,8 @@ def already_done(console: Console, stage: str, folder: StageFolder) -> None:
 def result_table(summary: Mapping[str, Any]) -> Table:
     """The table of a summary, one row an exit."""
     columns = {"init": _init_columns, "grpo": _grpo_columns}.get(summary["stage"], _sft_columns)
+    if "rollouts" in summary:
+        columns = _rollout_columns
     rows = {name: columns(values) for name, values in summary["exits"].items()}
     seconds = duration(summary["seconds"])
     table = Table(title=f"{summary['stage']} · seed {summary['seed']} · {seconds}", title_justify="left")
@@ -86,6 +96,15 @@ def _grpo_columns(exit: Mapping[str, Any]) -> dict[str, str]:
             "greedy": f"{percent(exit['greedy_before'])} → {percent(exit['greedy_after'])}",
         }
     return {**cells, "reward": f"{number(exit['reward_first'])} → {number(exit['reward_last'])}"}
+
+
+def _rollout_columns(exit: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "completions": f"{exit['completions']:,}",
+        "reward": number(exit["reward"]),
+        "tokens": f"{exit['mean_tokens']:.1f}",
+        "truncated": percent(exit["truncated"]),
+    }
 
 
 def number(value: float | None) -> str:

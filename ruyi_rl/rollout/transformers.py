@@ -2,88 +2,150 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from ruyi_rl.family.model import Family
-from ruyi_rl.rollout.worker import Completion, Sampling
+from ruyi_rl.rollout.worker import Completion, ExitStatistics, Request, Sampling, Statistics, WorkerHealth
 
 
 class TransformersRollout:
-    """Batched generate of a family at an exit."""
+    """Batched generate of a family at an exit.
+
+    Args:
+        family: generates until `update_weights` names another.
+        pad_token_id: fills prompts on the left.
+        end_token_ids: every token that ends a completion.
+        batch_size: most sequences in one call of generate.
+    """
 
     name = "transformers"
     runs_family = True
 
-    def __init__(self, family: Family, tokenizer: PreTrainedTokenizerBase, batch_size: int = 256):
-        self.family, self.tokenizer, self.batch_size = family, tokenizer, batch_size
+    def __init__(self, family: Family | None, pad_token_id: int, end_token_ids: Sequence[int], batch_size: int = 256):
+        self.family, self.pad, self.ends, self.batch_size = family, pad_token_id, list(end_token_ids), batch_size
+        self._statistics = Statistics()
 
-    def generate(self, exit: str, prompt_ids: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
-        """Complete left-padded batches of prompts of like length; `sampling.seed` decides the draws.
+    def update_weights(self, family: Family) -> None:
+        """This family's own weights are what generates from now on."""
+        self.family = family
 
-        The global random state is left as it was. Draws depend on the batch size: a seed a request needs an engine.
-        """
-        order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]))
-        completions: list[Completion | None] = [None] * len(prompt_ids)
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """Complete left-padded batches of prompts of like length, exit by exit; the random state is left as it was."""
+        completions: list[Completion | None] = [None] * len(requests)
         training = self.family.training
         self.family.eval()
-        device = self.family.device
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), self.family.at_exit(exit):
-            torch.manual_seed(sampling.seed)
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
-                for row, completion in zip(rows, self._complete([prompt_ids[row] for row in rows], sampling)):
-                    completions[row] = completion
+        for exit in dict.fromkeys(request.exit for request in requests):
+            start = time.monotonic()
+            rows = [row for row, request in enumerate(requests) if request.exit == exit]
+            rows.sort(key=lambda row: len(requests[row].prompt_ids))
+            with self.family.at_exit(exit):
+                for first in range(0, len(rows), self.batch_size):
+                    batch = rows[first : first + self.batch_size]
+                    for row, completion in zip(batch, self._complete([requests[row] for row in batch], sampling)):
+                        completions[row] = completion
+            done = self._statistics.of(exit)
+            done.seconds += time.monotonic() - start
+            done.tokens += sum(len(completions[row].token_ids) for row in rows)
         self.family.train(training)
         return completions
 
-    def update_weights(self) -> None:
-        """The family's own weights are what generates."""
+    def statistics(self) -> dict[str, ExitStatistics]:
+        return self._statistics.take()
+
+    def health(self) -> list[WorkerHealth]:
+        """Always alive: it is this process."""
+        exits = [] if self.family is None else list(self.family.exits)
+        return [WorkerHealth(exit, "transformers", alive=True, detail="in this process") for exit in exits]
 
     def close(self) -> None:
-        """Nothing is held besides the family."""
+        self.family = None
 
-    def _complete(self, prompts: list[Sequence[int]], sampling: Sampling) -> list[Completion]:
-        width, device = max(map(len, prompts)), self.family.device
-        pad, ends = self.tokenizer.pad_token_id, end_token_ids(self.family, self.tokenizer)
-        ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    def _complete(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+        width, device = max(len(request.prompt_ids) for request in requests), self.family.device
+        prompts = [list(request.prompt_ids) for request in requests]
+        ids = torch.tensor([[self.pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-        greedy = sampling.temperature == 0
-        drawing = (
-            {}
-            if greedy
-            else {
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-                "min_p": sampling.min_p,
-            }
-        )
         config = GenerationConfig(
-            do_sample=not greedy,
+            # The draw is in the logits: see SeededDraw.
+            do_sample=False,
             max_new_tokens=sampling.max_new_tokens,
             repetition_penalty=sampling.repetition_penalty,
-            pad_token_id=pad,
-            eos_token_id=ends,
+            pad_token_id=self.pad,
+            eos_token_id=self.ends,
             disable_compile=True,
-            **drawing,
         )
         # transformers fills what `config` leaves open from the model's own (a published min_p, bad words …), and the
         # trainer's log-probs would then be of another distribution than the samples.
         declared, self.family.generation_config = self.family.generation_config, GenerationConfig()
         try:
-            tokens = self.family.generate(ids, attention_mask=mask, generation_config=config)[:, width:]
+            tokens = self.family.generate(
+                ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=drawing(sampling, [request.seed for request in requests], device),
+            )
         finally:
             self.family.generation_config = declared
-        return [cut_at_end(row, ends) for row in tokens.tolist()]
+        return [cut_at_end(row, self.ends) for row in tokens[:, width:].tolist()]
+
+
+def drawing(sampling: Sampling, seeds: Sequence[int], device: torch.device) -> LogitsProcessorList:
+    """What turns logits into scores whose largest is the next token; nothing for greedy decoding.
+
+    Args:
+        seeds: (batch,) one a row.
+    """
+    processors = LogitsProcessorList()
+    if sampling.temperature == 0:
+        return processors
+    if sampling.temperature != 1:
+        processors.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k:
+        processors.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        processors.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p is not None:
+        processors.append(MinPLogitsWarper(sampling.min_p))
+    processors.append(SeededDraw(seeds, device))
+    return processors
+
+
+class SeededDraw(LogitsProcessor):
+    """Makes the largest score a draw from softmax(scores), each row by its own generator.
+
+    argmax(p / E) with E ~ Exp(1) is a draw from p (an exponential race; the Gumbel-max trick in logarithms). vLLM draws
+    in this way too, so the same seed gives the same token there wherever rounding does not decide.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device):
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """(batch, vocabulary) float logits -> the same with noise."""
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(noise, self.generators):
+            row.exponential_(generator=generator)
+        return scores.float() - noise.log()
 
 
 def end_token_ids(family: Family, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends a completion: the tokenizer's and those that the family's generation config declares."""
-    declared = family.generation_config.eos_token_id
+    return declared_ends(family.generation_config, tokenizer)
+
+
+def declared_ends(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokenizer's end token, then those of a generation config."""
+    declared = config.eos_token_id
     declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
     return list(dict.fromkeys([tokenizer.eos_token_id, *declared]))
 

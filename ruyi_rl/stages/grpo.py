@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
 from ruyi_rl import ranks
-from ruyi_rl.data.loading import load_data
-from ruyi_rl.data.prompts import limit_prompts
+from ruyi_rl.config import RunConfig
+from ruyi_rl.data.loading import Splits, load_data
+from ruyi_rl.data.prompts import PromptReport, limit_prompts
 from ruyi_rl.execution import StageContext
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.report.batch import Prompts, StepPlan, grpo_steps, plan_table
 from ruyi_rl.report.curves import draw_curves
 from ruyi_rl.rewards.check import check_reward
 from ruyi_rl.rewards.loading import LoadedReward, load_reward_functions
-from ruyi_rl.rollout.selection import make_rollout
+from ruyi_rl.rollout.record import ReplayRollout, RolloutFile
+from ruyi_rl.rollout.worker import Rollout
 from ruyi_rl.stages.held_out import measure, measured_already, release_memory
 from ruyi_rl.stages.inputs import chosen_exits, load_to_train, load_tokenizer, weight_bytes
+from ruyi_rl.stages.rollout_only import record_rollouts
+from ruyi_rl.stages.rollouts import completion_limit, rollouts
 from ruyi_rl.training.arguments import trainer_arguments
-from ruyi_rl.training.batches import plan_batches
 from ruyi_rl.training.callbacks import first_and_last, read_metrics
 from ruyi_rl.training.deepspeed import deepspeed_config
 from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
@@ -38,21 +45,36 @@ def run(context: StageContext) -> dict[str, Any]:
     splits = load_data(config.data, config.seed, "grpo", needs - OF_THE_TRAINER)
     rewards = load_reward_functions(config.reward)
     args = arguments(context, rewards, sharded=False)  # refuses bad values before minutes of measuring
+    tokenizer = load_tokenizer(context.input)
+    inputs = Inputs(exits, tokenizer, rewards, *prompts_of(config, splits, tokenizer, args))
 
     names = list(exits)
-    before = context.kept("before")
-    if before is None:
-        before = measured_already(context, names) or measure(
-            context, context.input, splits.test, rewards, names, "held-out pass rate before grpo"
-        )
-        context.keep("before", before or {"exits": {}})
-    if not context.kept("trained"):
-        _train(context, splits.train, rewards, exits)
-        context.keep("trained", True)
-    after = context.kept("after")
-    if after is None:
-        after = measure(context, context.folder, splits.test, rewards, names, "held-out pass rate after grpo")
-        context.keep("after", after or {"exits": {}})
+    if config.grpo.replay is not None:
+        context.console.print("rollouts from grpo.replay; no held-out pass rates, which need an engine")
+        before = after = None
+        _train(context, inputs, ReplayRollout(config.grpo.replay))
+    else:
+        limit = completion_limit(context, args.max_completion_length)
+        with rollouts(context, context.input, names, tokenizer, inputs.longest_prompt, limit) as rollout:
+            if config.grpo.rollout_only:
+                file = RolloutFile(context.folder / "rollouts.jsonl")
+                args = arguments(context, rewards, sharded=False)
+                return record_rollouts(context, _trainer(context, inputs, args, rollout, file.write), file)
+            before = context.kept("before")
+            if before is None:
+                before = measured_already(context, names) or measure(
+                    context, context.input, splits.test, rewards, names, rollout, "held-out pass rate before grpo"
+                )
+                context.keep("before", before or {"exits": {}})
+            if not context.kept("trained"):
+                _train(context, inputs, rollout)
+                context.keep("trained", True)
+            after = context.kept("after")
+            if after is None:
+                after = measure(
+                    context, context.folder, splits.test, rewards, names, rollout, "held-out pass rate after grpo"
+                )
+                context.keep("after", after or {"exits": {}})
 
     rows = read_metrics(context.folder / "metrics.jsonl")
     if ranks.rank() == 0:
@@ -60,6 +82,7 @@ def run(context: StageContext) -> dict[str, Any]:
         draw_curves(rows, names, metrics, context.folder / "curves.png", f"{config.name}: grpo")
     found = summary(rows, names, before or {"exits": {}}, after or {"exits": {}})
     updates = args.num_iterations * args.steps_per_generation / args.gradient_accumulation_steps
+    found["rollout"] = rollout_summary(rows, names)
     found["reward_failures"] = reward_failures(rows, names, args.generation_batch_size / len(names) / updates)
     return found
 
@@ -76,35 +99,64 @@ def arguments(context: StageContext, rewards: Sequence[LoadedReward], sharded: b
     return trainer_arguments(GRPOConfig, "grpo.trainer", config.grpo.trainer, context.folder, config.seed, defaults)
 
 
-def _train(context: StageContext, rows: Any, rewards: Sequence[LoadedReward], exits: Mapping[str, int]) -> None:
-    config = context.config
-    args = arguments(context, rewards, sharded=True)
-    tokenizer = load_tokenizer(context.input)
-    rows, report = limit_prompts(rows, tokenizer, config.data.max_prompt_tokens, args.chat_template_kwargs)
-    family, callbacks = load_to_train(context.input, config.model, args.deepspeed)
-    sizes = weight_bytes(family)
+@dataclass(frozen=True)
+class Inputs:
+    """What a trainer is built from."""
+
+    exits: Mapping[str, int]
+    tokenizer: PreTrainedTokenizerBase
+    rewards: Sequence[LoadedReward]
+    rows: Dataset
+    """Training rows whose prompts are within the limit."""
+    report: PromptReport
+    """Of the training rows."""
+    longest_prompt: int
+    """Of training and held-out rows, in tokens."""
+
+
+def prompts_of(
+    config: RunConfig, splits: Splits, tokenizer: PreTrainedTokenizerBase, args: GRPOConfig
+) -> tuple[Dataset, PromptReport, int]:
+    """Training rows within `data.max_prompt_tokens`, their report, and the longest prompt of all splits."""
+    limit, kwargs = config.data.max_prompt_tokens, args.chat_template_kwargs
+    rows, report = limit_prompts(splits.train, tokenizer, limit, kwargs)
+    longest = report.longest
+    if config.evaluation.problems:
+        longest = max(longest, limit_prompts(splits.test, tokenizer, limit, kwargs)[1].longest)
+    return rows, report, min(longest, limit)
+
+
+def _trainer(
+    context: StageContext,
+    inputs: Inputs,
+    args: GRPOConfig,
+    rollout: Rollout,
+    record: Callable[[list[dict]], None] | None = None,
+) -> FamilyGRPOTrainer:
+    family, callbacks = load_to_train(context.input, context.config.model, args.deepspeed)
     try:
-        plan = plan_batches(
-            args.per_device_train_batch_size,
-            args.steps_per_generation,
-            args.num_generations,
-            len(exits),
-            args.world_size,
-        )
-        trainer = FamilyGRPOTrainer(
+        return FamilyGRPOTrainer(
             model=family,
-            reward_funcs=[reward.function for reward in rewards],
+            reward_funcs=[reward.function for reward in inputs.rewards],
             args=args,
-            train_dataset=rows,
-            processing_class=tokenizer,
-            exits=list(exits),
-            advantage_scale=config.grpo.advantage.scale,
-            exit_weights=config.grpo.exit_weights,
-            rollout=make_rollout(config.rollout, family, tokenizer),
+            train_dataset=inputs.rows,
+            processing_class=inputs.tokenizer,
+            exits=list(inputs.exits),
+            advantage_scale=context.config.grpo.advantage.scale,
+            exit_weights=context.config.grpo.exit_weights,
+            rollout=rollout,
+            record=record,
             callbacks=callbacks,
         )
     except ValueError as error:
         raise Refusal("grpo.trainer", str(error)) from error
+
+
+def _train(context: StageContext, inputs: Inputs, rollout: Rollout) -> None:
+    report = inputs.report
+    args = arguments(context, inputs.rewards, sharded=True)
+    trainer = _trainer(context, inputs, args, rollout)
+    plan = trainer.plan
     longest = min(report.longest, report.limit)
     table = plan_table(
         StepPlan(
@@ -120,19 +172,15 @@ def _train(context: StageContext, rows: Any, rewards: Sequence[LoadedReward], ex
             ),
             prompts=Prompts(report.kept, longest, report.limit, report.dropped),
             longest_row=longest + args.max_completion_length,
-            weights=sizes,
-            exits=len(exits),
+            weights=weight_bytes(trainer.model),
+            exits=len(inputs.exits),
             generations=args.num_generations,
             generation_batch=plan.completions,
         )
     )
     context.console.print(table)
-    asked = config.rollout.backend
-    took = trainer.rollout.name if asked == trainer.rollout.name else f"{trainer.rollout.name}, which {asked} took"
-    context.console.print(f"rollouts by {took}", markup=False)
-    train(trainer, context, list(exits), "reward", context.folder)
-    trainer.rollout.close()
-    del trainer, family
+    train(trainer, context, list(inputs.exits), "reward", context.folder)
+    del trainer
     leave_deepspeed()
     release_memory()
 
@@ -166,6 +214,26 @@ def summary(
     if after["exits"]:
         found["held_out"] = {key: after[key] for key in ("measurement", "problems", "samples", "temperature")}
         found["held_out"]["exits"] = after["exits"]
+    return found
+
+
+def rollout_summary(rows: Sequence[Mapping[str, Any]], exits: Sequence[str]) -> dict[str, Any]:
+    """Speed of the rollouts, share of the steps' time that syncs took, and how far the engine was from the trainer."""
+
+    def values(key: str) -> list[float]:
+        return [row[key] for row in rows if row.get(key) is not None]
+
+    found: dict[str, Any] = {"exits": {}}
+    if values("step_time"):
+        found["sync_share"] = sum(values("rollout/sync_seconds")) / sum(values("step_time"))
+        found["share"] = sum(values("rollout/seconds")) / sum(values("step_time"))
+    for name in exits:
+        mean, largest = (values(f"{name}/sampling/sampling_logp_difference/{kind}") for kind in ("mean", "max"))
+        found["exits"][name] = {
+            "tokens_per_second": statistics.fmean(values(f"{name}/rollout/tokens_per_second") or [0.0]),
+            "failures": sum(values(f"{name}/rollout/failures")),
+            **({"logp_difference_mean": statistics.fmean(mean), "logp_difference_max": max(largest)} if mean else {}),
+        }
     return found
 
 

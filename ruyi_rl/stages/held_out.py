@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from ruyi_rl import ranks
 from ruyi_rl.config import RunConfig
 from ruyi_rl.data.prompts import limit_prompts
 from ruyi_rl.evaluation import Judge, evaluate_family
@@ -20,7 +19,7 @@ from ruyi_rl.report.progress import ProgressLine
 from ruyi_rl.report.tables import percent
 from ruyi_rl.rewards.loading import LoadedReward
 from ruyi_rl.rewards.options import RewardOptions
-from ruyi_rl.rollout.selection import make_rollout
+from ruyi_rl.rollout.worker import Rollout
 from ruyi_rl.run_folder import StageFolder, config_hash, flat
 from ruyi_rl.stages.inputs import device, load_family, load_tokenizer
 from ruyi_rl.training.options import EvaluationOptions
@@ -53,11 +52,10 @@ def measurement(config: RunConfig) -> str:
     tree = {
         "evaluation": asdict(evaluation_options(config)),
         "reward": asdict(config.reward),
-        "rollout": asdict(config.rollout),
+        "rollout": config.rollout.backend,
         "data": asdict(config.data),
         "template": config.grpo.trainer.get("chat_template_kwargs") or {},
         "seed": config.seed,
-        "ranks": ranks.world_size(),
     }
     return config_hash(flat(tree))
 
@@ -68,6 +66,7 @@ def measure(
     rows: Any,
     rewards: Sequence[LoadedReward],
     exits: Sequence[str],
+    rollout: Rollout,
     description: str,
 ) -> dict[str, Any] | None:
     """Pass rates of the family in `folder`, every rank with its own copy: the trainer's may be sharded.
@@ -75,6 +74,7 @@ def measure(
     Args:
         rows: held-out rows.
         exits: names of the exits to measure.
+        rollout: generates, with this family's weights from now on.
         description: for the progress line.
 
     Returns:
@@ -88,7 +88,7 @@ def measure(
     template_kwargs = config.grpo.trainer.get("chat_template_kwargs") or {}
     rows, _ = limit_prompts(rows, tokenizer, config.data.max_prompt_tokens, template_kwargs)
     family = load_family(folder, config.model).to(device()).eval()
-    rollout = make_rollout(config.rollout, family, tokenizer)
+    rollout.update_weights(family)
     with ProgressLine(context.console, description, 2 * len(exits), lines=0) as line:
         scores = evaluate_family(
             tokenizer,
@@ -101,8 +101,7 @@ def measure(
             template_kwargs,
             lambda exit, done, total: line.update(done, exit),
         )
-    rollout.close()
-    del family, rollout
+    del family
     release_memory()
     found = "  ".join(
         f"{name} {percent(score.pass_rate)} (greedy {percent(score.greedy)})" for name, score in scores.items()

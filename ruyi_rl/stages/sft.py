@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from ruyi_rl import ranks
 from ruyi_rl.data.loading import load_data
+from ruyi_rl.data.prompts import limit_prompts
 from ruyi_rl.execution import StageContext
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.report.curves import draw_curves
@@ -18,6 +19,7 @@ from ruyi_rl.run_folder import PHASES
 from ruyi_rl.stages.held_out import measure
 from ruyi_rl.stages.inputs import chosen_exits, load_tokenizer
 from ruyi_rl.stages.joint import closing_weights, joint_training, training_summary
+from ruyi_rl.stages.rollouts import completion_limit, rollouts
 from ruyi_rl.training.callbacks import read_metrics
 from ruyi_rl.training.replay import mixed_rows
 
@@ -72,7 +74,13 @@ def run(context: StageContext) -> dict[str, Any]:
     if judged:
         # The rows as grpo will load them, so that its first measurement is this one.
         held_out = load_data(config.data, config.seed, "grpo").test
-        found = measure(context, context.folder, held_out, rewards, list(exits), "held-out pass rate after sft")
+        template_kwargs = config.grpo.trainer.get("chat_template_kwargs")
+        _, prompts = limit_prompts(held_out, tokenizer, config.data.max_prompt_tokens, template_kwargs)
+        longest, limit = min(prompts.longest, prompts.limit), completion_limit(context)
+        with rollouts(context, context.folder, list(exits), tokenizer, longest, limit) as rollout:
+            found = measure(
+                context, context.folder, held_out, rewards, list(exits), rollout, "held-out pass rate after sft"
+            )
         if found is not None:
             summary["held_out"] = found
             for name, score in found["exits"].items():

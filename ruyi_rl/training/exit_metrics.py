@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from trl.trainer.utils import nanstd
 
+from ruyi_rl.rollout.worker import ExitStatistics
 from ruyi_rl.training.advantages import dead_groups
 
 
@@ -49,5 +51,91 @@ def rollout_metrics(
             "completions/clipped_ratio": truncated[rows].mean().item(),
             "dead_groups": dead[rows].mean().item(),
             "unscored": rewards[rows].isnan().float().mean().item(),
+        }
+    return metrics
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Sums of a comparison of the trainer's log-probs with the engine's; each (exits,)."""
+
+    differences: torch.Tensor
+    """Sum of |difference| over tokens."""
+    largest: torch.Tensor
+    tokens: torch.Tensor
+    weights: torch.Tensor
+    """Sum over completions of the sequence weight exp(Σ_t (trainer - engine))."""
+    squares: torch.Tensor
+    """Sum of the squared sequence weights."""
+    rows: torch.Tensor
+
+    def over(self, accelerator) -> Mismatch:
+        """The same over all ranks."""
+        sums = torch.stack([self.differences, self.tokens, self.weights, self.squares, self.rows])
+        differences, tokens, weights, squares, rows = accelerator.reduce(sums, "sum")
+        largest = accelerator.gather(self.largest[None]).amax(0)
+        return Mismatch(differences, largest, tokens, weights, squares, rows)
+
+    def metrics(self) -> list[dict[str, float]]:
+        """Per exit: mean and largest |difference| of a token's log-prob, and the effective sample size of the
+        completions as a share of their number, (Σw)² / (n Σw²) (Kong 1992)."""
+        means = self.differences / self.tokens.clamp(min=1)
+        effective = self.weights**2 / (self.rows * self.squares)
+        return [
+            {
+                "sampling/sampling_logp_difference/mean": mean,
+                "sampling/sampling_logp_difference/max": largest,
+                "sampling/effective_sample_size": share,
+            }
+            for mean, largest, share in zip(means.tolist(), self.largest.tolist(), effective.tolist())
+        ]
+
+
+def engine_mismatch(
+    policy: torch.Tensor, sampled: torch.Tensor, mask: torch.Tensor, exit_ids: torch.Tensor, exits: int
+) -> Mismatch:
+    """Compare the trainer's log-probs of sampled tokens with the engine's.
+
+    Args:
+        policy: (rows, length) the trainer's.
+        sampled: (rows, length) the engine's; NaN where it gave none, which is left out.
+        mask: (rows, length) 1 for completion tokens.
+        exit_ids: (rows,).
+        exits: number of exits.
+    """
+    known = mask.bool() & ~sampled.isnan()
+    difference = torch.where(known, policy - sampled, 0.0).double()
+    weights = difference.sum(1).exp()
+
+    def per_exit(values: torch.Tensor) -> torch.Tensor:
+        return values.new_zeros(exits, dtype=torch.float64).index_add_(0, exit_ids, values.double())
+
+    largest = torch.stack([difference[exit_ids == exit].abs().max() for exit in range(exits)])
+    return Mismatch(
+        per_exit(difference.abs().sum(1)),
+        largest,
+        per_exit(known.sum(1)),
+        per_exit(weights),
+        per_exit(weights**2),
+        per_exit(torch.ones_like(weights)),
+    )
+
+
+def worker_metrics(statistics: Sequence[Mapping[str, ExitStatistics]]) -> dict[str, dict[str, float]]:
+    """Exit -> metrics of its workers over one generation batch.
+
+    Args:
+        statistics: each rank's, exit -> statistics. Ranks work at the same time, so tokens add up and the longest
+            time counts.
+    """
+    metrics = {}
+    for exit in dict.fromkeys(exit for rank in statistics for exit in rank):
+        ranks = [rank[exit] for rank in statistics if exit in rank]
+        tokens, seconds = sum(rank.tokens for rank in ranks), max(rank.seconds for rank in ranks)
+        metrics[exit] = {
+            "rollout/tokens_per_second": tokens / seconds if seconds else 0.0,
+            "rollout/seconds": seconds,
+            "rollout/sync_seconds": max(rank.sync_seconds for rank in ranks),
+            "rollout/failures": float(sum(rank.failures for rank in ranks)),
         }
     return metrics

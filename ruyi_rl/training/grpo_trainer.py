@@ -6,9 +6,10 @@ TRL changes what it relies on.
 
 from __future__ import annotations
 
-import random
+import math
+import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,11 +17,11 @@ from accelerate.utils import gather_object
 from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
-from ruyi_rl.rollout.transformers import TransformersRollout
-from ruyi_rl.rollout.worker import RolloutWorker, Sampling
+from ruyi_rl.rollout.transformers import TransformersRollout, end_token_ids
+from ruyi_rl.rollout.worker import Completion, Request, Rollout, Sampling, request_seeds
 from ruyi_rl.training.advantages import group_advantages, normalized_advantages
 from ruyi_rl.training.batches import plan_batches
-from ruyi_rl.training.exit_metrics import rollout_metrics
+from ruyi_rl.training.exit_metrics import engine_mismatch, rollout_metrics, worker_metrics
 from ruyi_rl.training.family_trainer import FamilyTrainer, train_only
 from ruyi_rl.training.rows import FamilySampler, balanced_chunks, block_layout, deepest_first, expand_rows
 
@@ -37,7 +38,9 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
         exits: names of the exits to train; None: all. Parameters that none of them runs through are frozen.
         advantage_scale: see `group_advantages`.
         exit_weights: exit -> w_e; 1 where not named.
-        rollout: who generates; None: transformers' generate.
+        rollout: who generates; None: transformers' generate. Where it reports log-probs, TRL's importance correction
+            (`vllm_importance_sampling_*`) weighs every exit's loss by them.
+        record: called with the rows of each generation batch (see `RolloutFile`), on rank 0.
 
     Metrics: TRL's, averaged over the exits, and `<exit>/<metric>` for each exit. Reward functions get the exits' names
     as the column `exit`.
@@ -58,7 +61,8 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
         exits: Sequence[str] | None = None,
         advantage_scale: str = "group",
         exit_weights: Mapping[str, float] | None = None,
-        rollout: RolloutWorker | None = None,
+        rollout: Rollout | None = None,
+        record: Callable[[list[dict]], None] | None = None,
         **kwargs,
     ):
         self.exits = deepest_first(train_only(model, exits), model.exits)
@@ -71,6 +75,8 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
             raise ValueError(f"exit_weights {self.exit_weights} must not be negative, nor all 0")
         if args.use_adaptive_entropy and len(self.exits) > 1:
             raise ValueError("use_adaptive_entropy steers one coefficient; with several exits set entropy_coef")
+        if rollout is not None and not rollout.runs_family:
+            check_correction(args)
         self.plan = plan_batches(
             args.per_device_train_batch_size,
             args.steps_per_generation,
@@ -95,7 +101,10 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
             None if eval_dataset is None else expand_rows(eval_dataset, self.exits),
             **kwargs,
         )
-        self.rollout = rollout or TransformersRollout(model, self._tokenizer)
+        self.rollout = rollout or TransformersRollout(
+            model, self._tokenizer.pad_token_id, end_token_ids(model, self._tokenizer)
+        )
+        self._record = record
 
     def _get_train_sampler(self, dataset=None):
         return FamilySampler(
@@ -153,6 +162,9 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
         output["exit_ids"] = local.exit_ids
         output["exit_tokens"] = self._tokens_per_exit(output, local.exit_ids)
         self._log_rollouts(mode, rewards, world, advantages, [row["exit"] for row in inputs])
+        self._log_workers(mode, output)
+        if self._record is not None:
+            self._write_record(inputs, advantages[start : start + len(inputs)])
         return output
 
     def _tokens_per_exit(self, output: dict, exit_ids: torch.Tensor) -> torch.Tensor:
@@ -175,25 +187,70 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
         logged.extend(advantages.tolist())
         self._logs["extra"]["exit"].extend(gather_object(exit_names))
 
+    def _log_workers(self, mode, output) -> None:
+        """Each exit's worker: speed, syncs, and how far its log-probs are from the trainer's."""
+        metrics = worker_metrics(gather_object([self.rollout.statistics()]))
+        policy, sampled = output.get("old_per_token_logps"), output.get("sampling_per_token_logps")
+        if policy is not None and sampled is not None:
+            local = engine_mismatch(policy, sampled, output["completion_mask"], output["exit_ids"], len(self.exits))
+            for exit, values in enumerate(local.over(self.accelerator).metrics()):
+                metrics.setdefault(self.exits[exit], {}).update(values)
+        for name, values in metrics.items():
+            for key, value in values.items():
+                self._metrics[mode][f"{name}/{key}"].append(value)
+        for key, value in self._rollout_times.items():
+            self._metrics[mode][key].append(value)
+
+    def _write_record(self, inputs, advantages) -> None:
+        """Gives rank 0's `record` the rows of all ranks."""
+        first = self.accelerator.process_index * len(inputs)
+        rewards = self._rewards[first : first + len(inputs)].tolist()
+        rows = [
+            {
+                "step": self.state.global_step,
+                "exit": request.exit,
+                "prompt": row["prompt"],
+                "prompt_ids": list(request.prompt_ids),
+                "completion": self._tokenizer.decode(completion.token_ids, skip_special_tokens=True),
+                "completion_ids": completion.token_ids,
+                "finished": completion.finished,
+                "log_probs": completion.log_probs,
+                "rewards": {
+                    name: None if math.isnan(score) else score for name, score in zip(self.reward_func_names, scores)
+                },
+                "advantage": advantage,
+            }
+            for row, (request, completion), scores, advantage in zip(
+                inputs, self._rolled_out, rewards, advantages.tolist(), strict=True
+            )
+        ]
+        rows = gather_object(rows)
+        if self.accelerator.is_main_process:
+            self._record(rows)
+
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
-        """Each exit's prompts go to the rollout worker in one call."""
+        """All exits' prompts go to the rollout back end in one call."""
         if images is not None:
             raise ValueError("a family generates text only")
-        completions: list = [None] * len(prompt_ids)
-        draw = self._next_draw()
+        names = [self.exits[exit] for exit in self._exit_ids.tolist()]
+        seeds = request_seeds(self.args.seed, self._next_draw(), names, prompt_ids)
+        requests = [Request(*request) for request in zip(names, prompt_ids, seeds, strict=True)]
+        self.rollout.statistics()  # what an evaluation has left there
+        start = time.monotonic()
         with self._rollout_weights():
-            for exit, name in enumerate(self.exits):
-                rows = torch.nonzero(self._exit_ids == exit).flatten().tolist()
-                done = self.rollout.generate(name, [prompt_ids[row] for row in rows], self._sampling(name, draw))
-                for row, completion in zip(rows, done, strict=True):
-                    completions[row] = completion
+            ready = time.monotonic()
+            completions: list[Completion] = self.rollout.generate(requests, self._sampling())
+        self._rollout_times = {"rollout/sync_seconds": ready - start, "rollout/seconds": time.monotonic() - ready}
+        self._rolled_out = list(zip(requests, completions, strict=True))
         self._completion_shape = torch.tensor(
             [[len(completion.token_ids), not completion.finished] for completion in completions],
             dtype=torch.float32,
             device=self.accelerator.device,
         )
         log_probs = [completion.log_probs for completion in completions]
-        return [completion.token_ids for completion in completions], None if None in log_probs else log_probs
+        # TRL corrects for an engine's distribution, whichever engine it is, where this says so.
+        self.use_vllm = None not in log_probs
+        return [completion.token_ids for completion in completions], log_probs if self.use_vllm else None
 
     @contextmanager
     def _rollout_weights(self):
@@ -204,16 +261,16 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
                 self.accelerator,
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ):
+            ) as family:
+                self.rollout.update_weights(family)
                 yield
             return
         if self._sent_at_step != self.state.global_step:
-            self.rollout.update_weights()
+            self.rollout.update_weights(self.accelerator.unwrap_model(self.model_wrapped))
             self._sent_at_step = self.state.global_step
         yield
 
-    def _sampling(self, exit: str, draw: tuple[str, int, int]) -> Sampling:
-        where = (self.args.seed, *draw, self.accelerator.process_index, exit)
+    def _sampling(self) -> Sampling:
         return Sampling(
             max_new_tokens=self.max_completion_length,
             temperature=self.temperature,
@@ -221,7 +278,6 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
             top_k=self.top_k or 0,
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
-            seed=random.Random(repr(where)).getrandbits(62),
         )
 
     def _next_draw(self) -> tuple[str, int, int]:
@@ -302,3 +358,13 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
             metrics[mode][f"{name}/loss"].append(self.accelerator.reduce(loss.detach() * share, "mean").item())
         self._metrics, self._forwarded = metrics, None
         return total / sum(self.exit_weights.values())
+
+
+def check_correction(args) -> None:
+    """Raises ValueError where the importance correction for an engine's log-probs does not go with the loss."""
+    mode = args.vllm_importance_sampling_mode
+    if args.loss_type == "vespo" and args.vllm_importance_sampling_correction and mode.startswith("sequence"):
+        raise ValueError(
+            f"loss_type='vespo' weighs tokens: vllm_importance_sampling_mode must be token_truncate or token_mask, "
+            f"not {mode}, or vllm_importance_sampling_correction=false"
+        )

@@ -75,6 +75,11 @@ class GRPOOptions:
     """How rewards become advantages."""
     exit_weights: dict[str, float] = field(default_factory=dict)
     """Exit -> weight of its loss; an exit that is not named weighs 1."""
+    rollout_only: bool = False
+    """Only draw and score the completions that the training would be given, and write them to
+    `<run_dir>/rollouts/rollouts.jsonl`; nothing is trained."""
+    replay: str | None = None
+    """A file that `rollout_only` has written: train on its completions, without an engine."""
     trainer: dict[str, Any] = field(default_factory=dict)
     """Any field of TRL's GRPOConfig, but for `scale_rewards` (`advantage.scale`) and `use_vllm` (`rollout`)."""
 

@@ -87,9 +87,10 @@ def enter_deepspeed(config: dict | None) -> None:
     import deepspeed
 
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if not torch.distributed.is_initialized() and ranks.world_size() == 1:
+    if ranks.world_size() == 1:
         os.environ.setdefault("LOCAL_RANK", "0")
-        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        if not torch.distributed.is_initialized():  # vLLM's engines may have made the group
+            torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(backend, verbose=False)
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from ruyi_rl.config import RunConfig
 from ruyi_rl.data.check import check_data
-from ruyi_rl.pipeline import chain
-from ruyi_rl.refusal import Refusal, nearest
+from ruyi_rl.pipeline import TOOLS, chain
+from ruyi_rl.refusal import Refusal
 from ruyi_rl.rewards.check import check_reward
-from ruyi_rl.rollout.options import BACKENDS
 from ruyi_rl.validation.deepspeed import check_deepspeed
 from ruyi_rl.validation.model import check_chat_template, check_model, known_exits
+from ruyi_rl.validation.rollout import check_lengths, check_rollout
+from ruyi_rl.validation.serving import check_launch, check_tool
 from ruyi_rl.validation.training import check_evaluation, check_grpo, check_pretrain, check_sft
 from ruyi_rl.validation.values import require
 
@@ -26,14 +27,13 @@ def validate(config: RunConfig) -> None:
     """
     if config.stage.name == "overview":
         return
+    check_launch(config)
+    if config.stage.name in TOOLS:
+        check_tool(config)
+        return
     stages = chain(config)
     require("num_processes", config.num_processes, config.num_processes >= 1, "1 or more")
     require("name", config.name, bool(config.name.strip()), "a name that is not blank")
-    if config.rollout.backend not in BACKENDS:
-        raise Refusal(
-            "rollout.backend", f"{config.rollout.backend!r} is unknown", nearest(config.rollout.backend, BACKENDS)
-        )
-    require("rollout.batch_size", config.rollout.batch_size, config.rollout.batch_size >= 1, "1 or more")
     check_deepspeed(config.deepspeed)
 
     check_model(config)
@@ -44,11 +44,13 @@ def validate(config: RunConfig) -> None:
         check_sft("sft", config.sft, exits)
     columns: set[str] = set()
     if "grpo" in stages:
-        check_grpo(config.grpo, exits, _world_size(config))
+        check_grpo(config.grpo, exits, _world_size(config), config.rollout.backend)
         columns = {column for names in check_reward(config.reward).values() for column in names}
     if "sft" in stages or "grpo" in stages:
         check_chat_template(config, stages)
         check_evaluation(config.evaluation)
+        check_rollout(config.rollout, exits, _world_size(config))
+        check_lengths(config.rollout, config.grpo.trainer, config.evaluation.max_new_tokens)
     _check_data(config, stages, sorted(columns))
     check_writable(Path(config.run_dir))
 

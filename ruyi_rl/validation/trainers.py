@@ -27,7 +27,18 @@ DECIDED_ELSEWHERE = {
 }
 GRPO_DECIDED_ELSEWHERE = {
     "scale_rewards": "use grpo.advantage.scale=group|exit|none|pooled",
-    "use_vllm": "use rollout=auto|transformers",
+    "use_vllm": "use rollout=auto|transformers|vllm|vllm_server",
+    "vllm_mode": "use rollout=vllm|vllm_server",
+    "vllm_model_impl": "each exit is a stock Qwen, which vLLM implements",
+    "vllm_enable_sleep_mode": "use rollout.sleep",
+    "vllm_structured_outputs_regex": "rollouts are drawn from the exits' own distribution",
+    **dict.fromkeys(
+        ("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_group_port"), "use rollout.addresses"
+    ),
+    "vllm_server_timeout": "use rollout.timeout and rollout.start_timeout",
+    "vllm_gpu_memory_utilization": "use rollout.gpu_memory_utilization",
+    "vllm_max_model_length": "use rollout.max_model_len",
+    "vllm_tensor_parallel_size": "use rollout.tensor_parallel",
     "reward_weights": "use reward.functions.<name>.weight",
     "auto_find_batch_size": "a smaller batch would split the groups; lower per_device_train_batch_size",
 }

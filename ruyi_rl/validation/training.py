@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ruyi_rl.refusal import Refusal
@@ -33,9 +34,9 @@ SFT_WITHOUT_MEANING = WITHOUT_MEANING | {
 GRPO_WITHOUT_MEANING = WITHOUT_MEANING | {
     "num_generations_eval": (None, "evaluation.samples"),
     "cast_lm_head_to_fp32": (False, "model.dtype=float32"),
-    "cache_implementation": (None, "rollout=auto|transformers and rollout.batch_size decide how completions are made"),
-    "use_transformers_continuous_batching": (False, "rollout=auto|transformers and rollout.batch_size"),
-    "use_transformers_paged": (False, "rollout=auto|transformers and rollout.batch_size"),
+    "cache_implementation": (None, "rollout=transformers and rollout.batch_size decide how completions are made"),
+    "use_transformers_continuous_batching": (False, "rollout=transformers and rollout.batch_size, or rollout=vllm"),
+    "use_transformers_paged": (False, "rollout=transformers and rollout.batch_size, or rollout=vllm"),
     "generation_kwargs": (None, "temperature, top_p, top_k, min_p and repetition_penalty of grpo.trainer"),
 }
 NOT_NEGATIVE = ("learning_rate", "weight_decay", "warmup_steps", "beta", "epsilon", "max_grad_norm")
@@ -80,8 +81,14 @@ def check_pretrain(options: SFTOptions, exits: Mapping[str, int] | None) -> None
     check_sft("pretrain", options, exits)
 
 
-def check_grpo(options: GRPOOptions, exits: Mapping[str, int] | None, world_size: int) -> None:
-    """Check `grpo`, the batch arithmetic included; `exits` is None where the family's exits are not known."""
+def check_grpo(
+    options: GRPOOptions, exits: Mapping[str, int] | None, world_size: int, backend: str = "transformers"
+) -> None:
+    """Check `grpo`, the batch arithmetic included; `exits` is None where the family's exits are not known.
+
+    Args:
+        backend: `rollout.backend`.
+    """
     trained = trained_exits("grpo.exits", options.exits, exits)
     require_choice("grpo.advantage.scale", options.advantage.scale, ADVANTAGE_SCALES)
     require_exits("grpo.exit_weights", list(options.exit_weights), trained)
@@ -97,6 +104,20 @@ def check_grpo(options: GRPOOptions, exits: Mapping[str, int] | None, world_size
     _check_numbers("grpo.trainer", trainer)
     _check_meaning("grpo.trainer", trainer, GRPO_WITHOUT_MEANING)
     require("grpo.trainer.temperature", trainer.get("temperature"), trainer.get("temperature", 1.0) > 0, "above 0")
+    if trainer.get("loss_type") == "vespo" and trainer.get("vllm_importance_sampling_correction", True):
+        mode = trainer.get(
+            "vllm_importance_sampling_mode", trainer_fields("grpo")["vllm_importance_sampling_mode"].default
+        )
+        if mode.startswith("sequence") and backend != "transformers":
+            raise Refusal(
+                "grpo.trainer.vllm_importance_sampling_mode",
+                f"{mode} weighs whole completions, but loss_type=vespo weighs tokens",
+                "token_truncate or token_mask, or grpo.trainer.vllm_importance_sampling_correction=false",
+            )
+    if options.rollout_only and options.replay is not None:
+        raise Refusal("grpo.replay", "stands beside grpo.rollout_only=true", "one of the two")
+    if options.replay is not None and not Path(options.replay).is_file():
+        raise Refusal("grpo.replay", f"no file {options.replay}", "a file that grpo.rollout_only=true has written")
     if trainer.get("use_adaptive_entropy") and names is not None and len(names) > 1:
         raise Refusal(
             "grpo.trainer.use_adaptive_entropy",

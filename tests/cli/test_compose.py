@@ -155,9 +155,18 @@ def test_name_is_shared_by_stages_and_by_what_does_not_change_results():
             ["stage=grpo", "num_processes=2"],
             ["stage=grpo", "run_dir=elsewhere"],
             ["stage=grpo", "grpo.trainer.learning_rate=2e-4"],
+            ["stage=grpo", "grpo.trainer.save_steps=7"],
+            ["stage=grpo", "grpo.rollout_only=true"],
+            ["stage=grpo", "+rollout.workers.small=2", "rollout.timeout=30"],
         )
     }
     assert names == {"tiny-arithmetic"}
+
+
+def test_a_tool_finds_the_run_whatever_it_is_asked_for():
+    tool = ["stage=serve", "launch=true", "serve.port=1", "serve.engine.max_model_len=64", "generate.prompt=x"]
+    assert composed(*tool).name == composed().name
+    assert composed(*tool, "model.exits.small=0").name == composed("model.exits.small=0").name
 
 
 def test_name_differs_where_a_value_that_decides_results_differs():
@@ -169,6 +178,8 @@ def test_name_differs_where_a_value_that_decides_results_differs():
         ["~grpo.trainer.max_steps"],
         ["reward=math_format"],
         ["deepspeed=zero2"],
+        ["rollout=transformers"],
+        ["rollout.engine={quantization: fp8}"],
         ["start_from=elsewhere"],
         ["model.exits={a: 1, b: 5}"],
         ["stages=[init,pretrain,sft,grpo]"],

@@ -104,3 +104,15 @@ def test_the_given_value_stands_in_the_message():
 def test_unknown_root_file_is_refused():
     with pytest.raises(Refusal, match="nothing_here"):
         compose_config([], ConfigSource(root="nothing_here"))
+
+
+@pytest.mark.parametrize(
+    "text", ["3+5+7+4=", "What, then: (a) or [b] {c", "${seed} \\${x} \\n $5", "", "null", '"half', "it's"]
+)
+def test_prose_is_taken_as_it_stands(text):
+    config = to_run_config(compose_config([f"generate.prompt={text}", f"generate.system={text}"]))
+    assert (config.generate.prompt, config.generate.system) == (text, text)
+
+
+def test_quoted_prose_is_read_by_hydra():
+    assert to_run_config(compose_config(["generate.prompt='a, b'"])).generate.prompt == "a, b"

@@ -39,6 +39,17 @@ def test_jobs_that_share_a_folder_are_refused(monkeypatch, tmp_path):
         sweep.run_sweep(["stage=init", "name=same", "seed=1,2"], ConfigSource(), [])
 
 
+def test_jobs_of_a_tool_may_read_one_run_but_not_write_one_file(monkeypatch, tmp_path, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "_run_job", lambda command: 0)
+    monkeypatch.setattr(sweep, "validate", lambda config: None)
+    jobs = ["stage=generate", "name=trained", "generate.prompt=one, two", "generate.temperature=0,1"]
+    assert sweep.run_sweep(jobs, ConfigSource(), []) == 0
+    assert "job 2/2 done: stage=generate name=trained generate.prompt=one, two" in capfd.readouterr().out
+    with pytest.raises(Refusal, match="generate.output: jobs 1 and 2"):
+        sweep.run_sweep([*jobs, "generate.output=x.jsonl"], ConfigSource(), [])
+
+
 def test_a_failed_job_does_not_stop_the_others(monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(tmp_path)
     commands = []

@@ -16,7 +16,7 @@ def tokenizer():
 def make_family(tokenizer, tmp_path):
     """Build a small family, saved on disk as TRL's reference model needs it."""
 
-    def make(exits=EXITS, seed: int = 0, layers: int = 4) -> Family:
+    def make(exits=EXITS, seed: int = 0, layers: int = 4, head_dim: int = 16) -> Family:
         backbone = Qwen3Config(
             vocab_size=len(tokenizer),
             hidden_size=32,
@@ -24,7 +24,7 @@ def make_family(tokenizer, tmp_path):
             num_hidden_layers=layers,
             num_attention_heads=2,
             num_key_value_heads=1,
-            head_dim=16,
+            head_dim=head_dim,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             initializer_range=0.2,

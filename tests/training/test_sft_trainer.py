@@ -55,9 +55,7 @@ def exact_norm(self, hidden):
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-def test_gradient_is_the_weighted_sum_of_the_branches(
-    make_family, tokenizer, tmp_path, monkeypatch, dtype, tolerance
-):
+def test_gradient_is_the_weighted_sum_of_the_branches(make_family, tokenizer, tmp_path, monkeypatch, dtype, tolerance):
     if dtype == torch.float64:  # the stock norm rounds to float32 inside, forwards and backwards
         monkeypatch.setattr(modeling_qwen3.Qwen3RMSNorm, "forward", exact_norm)
     family = make_family().to(dtype)

@@ -53,14 +53,20 @@ class FixedRollout:
     name = "fixed"
     runs_family = False
 
-    def generate(self, exit, prompt_ids, sampling):
+    def generate(self, requests, sampling):
         return [
-            Completion(completion_of(exit, prompt, index % SAMPLES), finished=False)
-            for index, prompt in enumerate(prompt_ids)
+            Completion(completion_of(request.exit, request.prompt_ids, index % SAMPLES), finished=False)
+            for index, request in enumerate(requests)
         ]
 
-    def update_weights(self):
+    def update_weights(self, family):
         pass
+
+    def statistics(self):
+        return {}
+
+    def health(self):
+        return []
 
     def close(self):
         pass

@@ -83,7 +83,7 @@ REFUSED = {
     "stages=[sft,grpo]": ("stages", "init"),
     "num_processes=0": ("num_processes", "1 or more"),
     "name=' '": ("name", "blank"),
-    "rollout.backend=vlm": ("rollout.backend", "transformers"),
+    "rollout.backend=vlm": ("rollout.backend", "'vllm'"),
     "rollout.batch_size=0": ("rollout.batch_size", "1 or more"),
     "run_dir=/proc/nowhere/run": ("run_dir", "/proc"),
     # The model.
