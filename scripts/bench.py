@@ -65,12 +65,12 @@ def timings(exit: str, measured: Mapping[str, tuple[list[float], list[float]]]) 
 def rollout(arguments: argparse.Namespace) -> dict[str, object]:
     """Our back ends against a bare `vllm.LLM` on the exported branch: same prompts, seeds, limits and log-probs."""
     import torch
-    from ruyi_rl.rollout.vllm import VllmRollout
     from transformers import Qwen3Config
 
     from ruyi_rl.family import Family
     from ruyi_rl.report.libraries import quiet_libraries
     from ruyi_rl.rollout.options import RolloutOptions
+    from ruyi_rl.rollout.vllm import VllmRollout
     from ruyi_rl.rollout.worker import Request, Rollout, RolloutSpec, Sampling, request_seeds
 
     quiet_libraries()

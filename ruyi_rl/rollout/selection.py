@@ -39,7 +39,7 @@ def make_rollout(options: RolloutOptions, spec: RolloutSpec, say: Callable[[str]
     if backend == "vllm_server":
         from ruyi_rl.rollout.vllm_server import VllmServerRollout
 
-        return VllmServerRollout(options, spec)
+        return VllmServerRollout(options, spec, report=say)
     from ruyi_rl.rollout.transformers import TransformersRollout
 
     return TransformersRollout(None, spec.pad_token_id, spec.end_token_ids, options.batch_size)

@@ -16,6 +16,7 @@ import torch
 from ruyi_rl import ranks
 from ruyi_rl.family import Family
 from ruyi_rl.refusal import Refusal
+from ruyi_rl.rollout.engine_arguments import sampling_arguments
 from ruyi_rl.rollout.options import RolloutOptions
 from ruyi_rl.rollout.servers.addresses import check_addresses
 from ruyi_rl.rollout.servers.command import check_engine, command_line
@@ -40,6 +41,8 @@ from ruyi_rl.rollout.worker import (
 )
 
 Value = TypeVar("Value")
+LARGEST_GROUP = 64
+"""Most samples of one HTTP request."""
 
 
 def print_line(line: str) -> None:
@@ -124,16 +127,9 @@ class VllmServerRollout:
             RolloutFailed: on every rank, after too many failures of workers.
             ValueError: a request that no worker could serve.
         """
-        for request in requests:
-            if request.exit not in self._layouts:
-                raise ValueError(f"no exit {request.exit!r} among {', '.join(self._layouts)}")
-            if not 0 < len(request.prompt_ids) <= self.spec.max_model_len - sampling.max_new_tokens:
-                raise ValueError(
-                    f"a prompt of {len(request.prompt_ids)} tokens and {sampling.max_new_tokens} new ones do not fit "
-                    f"into {self.spec.max_model_len}"
-                )
         shares = ranks.gathered(list(requests))
         everything = [request for share in shares for request in share]
+        check_requests(everything, sampling, self.spec)
         works: dict[str, ExitWork] = {}
 
         def ask(pool: Pool) -> list[Completion] | None:
@@ -151,25 +147,6 @@ class VllmServerRollout:
             self._send()  # to workers that were started anew
         start = sum(map(len, shares[: ranks.rank()]))
         return completions[start : start + len(requests)]
-
-    def _send(self) -> None:
-        """Sends weights by NCCL to every worker that is up and lacks them, until every exit has a worker with them."""
-
-        def lacking(pool: Pool) -> list[str]:
-            return self._senders.lacking() if self._senders is not None else []
-
-        def end(pool: Pool) -> None:
-            if self._senders is not None:
-                self._senders.end()
-
-        while exits := self._on_rank_zero(lacking):
-            for exit in exits:
-                if self._senders is not None:
-                    self._senders.begin(exit)
-                for item in branch_tensors(self._family, self._layouts[exit]):
-                    if self._senders is not None:
-                        self._senders.feed(item)
-                self._on_rank_zero(end)
 
     def statistics(self) -> dict[str, ExitStatistics]:
         """Exit -> what its workers have done since the last call, on rank 0; nothing on the others.
@@ -209,9 +186,28 @@ class VllmServerRollout:
             raise RolloutFailed(failure)
         return value
 
+    def _send(self) -> None:
+        """Sends weights by NCCL to every worker that is up and lacks them, until every exit has a worker with them."""
+
+        def lacking(pool: Pool) -> list[str]:
+            return self._senders.lacking() if self._senders is not None else []
+
+        def end(pool: Pool) -> None:
+            if self._senders is not None:
+                self._senders.end()
+
+        while exits := self._on_rank_zero(lacking):
+            for exit in exits:
+                if self._senders is not None:
+                    self._senders.begin(exit)
+                for item in branch_tensors(self._family, self._layouts[exit]):
+                    if self._senders is not None:
+                        self._senders.feed(item)
+                self._on_rank_zero(end)
+
     def _works(self, requests: Sequence[Request], sampling: Sampling) -> dict[str, ExitWork]:
-        limit = int(self.options.engine.get("max_num_seqs") or 64)
-        groups = grouped(requests, sampling, min(64, limit))
+        limit = min(LARGEST_GROUP, int(self.options.engine.get("max_num_seqs") or LARGEST_GROUP))
+        groups = grouped(requests, sampling, limit)
         exits = dict.fromkeys(group.exit for group in groups)
         return {exit: ExitWork([group for group in groups if group.exit == exit]) for exit in exits}
 
@@ -254,6 +250,23 @@ class VllmServerRollout:
 
         server = LocalServer(launch, folder, self.spec.folder / plan.log_name)
         return Worker(plan.exit, plan.name, server, gpus=self.options.tensor_parallel)
+
+
+def check_requests(requests: Sequence[Request], sampling: Sampling, spec: RolloutSpec) -> None:
+    """Checks what a healthy worker would refuse, and be given up for.
+
+    Raises:
+        ValueError: saying what no worker could serve.
+    """
+    sampling_arguments(sampling, spec.end_token_ids, seed=0)
+    for request in requests:
+        if request.exit not in spec.exits:
+            raise ValueError(f"no exit {request.exit!r} among {', '.join(spec.exits)}")
+        if not 0 < len(request.prompt_ids) <= spec.max_model_len - sampling.max_new_tokens:
+            raise ValueError(
+                f"a prompt of {len(request.prompt_ids)} tokens and {sampling.max_new_tokens} new ones do not fit "
+                f"into {spec.max_model_len}"
+            )
 
 
 def stop_all(workers: Sequence[Worker]) -> None:

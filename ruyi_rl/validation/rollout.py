@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ruyi_rl.ranks import rank
 from ruyi_rl.refusal import Refusal, nearest
 from ruyi_rl.rollout.engine_arguments import OWNED
 from ruyi_rl.rollout.options import BACKENDS, TRANSPORTS, RolloutOptions
@@ -63,6 +64,8 @@ def check_rollout(options: RolloutOptions, exits: Mapping[str, int] | None, worl
         raise Refusal("rollout", f"{options.backend} cannot be used: {problem}", REMEDY)
     if options.engine and vllm_problem() is None:
         _check_engine(options.engine)
+    if options.addresses and rank() == 0:
+        _ask_addresses(options, exits)
 
 
 def _check_read(options: RolloutOptions) -> None:
@@ -112,6 +115,25 @@ def _check_workers(options: RolloutOptions, exits: Mapping[str, int] | None) -> 
         folder = Path(options.exchange)
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise Refusal("rollout.exchange", f"cannot write in {folder}", "a folder that is there and can be written")
+
+
+def _ask_addresses(options: RolloutOptions, exits: Mapping[str, int] | None) -> None:
+    """Refuse servers that do not answer or serve another depth; all else is asked when the engines are needed."""
+    # httpx is for those who name servers.
+    from ruyi_rl.rollout.servers.addresses import answering_layers
+
+    listed = [(exit, url) for exit, urls in options.addresses.items() for url in urls]
+    for (exit, url), layers in zip(listed, answering_layers([url for _, url in listed])):
+        key = f"rollout.addresses.{exit}"
+        if layers is None:
+            command = "stage=serve serve.exit=<exit> prints a command that starts it"
+            raise Refusal(key, f"{url} does not answer", command)
+        if exits is not None and layers and layers != exits[exit] + 1:
+            raise Refusal(
+                key,
+                f"{url} serves another model, of {layers} layers: the branch of {exit} has {exits[exit] + 1}",
+                "the address of a server of this exit",
+            )
 
 
 def check_lengths(options: RolloutOptions, trainer: Mapping[str, Any], max_new_tokens: int | None) -> None:

@@ -7,7 +7,7 @@ import ipaddress
 import re
 import shlex
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,6 +151,25 @@ def check_addresses(options: RolloutOptions, spec: RolloutSpec, nccl: bool) -> N
     for (exit, url), problem in zip(listed, run(ask_all())):
         if problem is not None:
             raise Refusal(f"rollout.addresses.{exit}", f"{url} {problem.text}", problem.remedy)
+
+
+def answering_layers(urls: Sequence[str]) -> list[int | None]:
+    """Layers of the model behind each address; None where nobody answers, 0 where it does not tell."""
+
+    async def ask(url: str) -> int | None:
+        async with WorkerClient(Endpoint(url)) as client:
+            if not await client.answers(ANSWER_SECONDS):
+                return None
+            try:
+                structure = structure_of(await client.model_structure(INFO_SECONDS))
+            except WorkerFailed:
+                return 0
+            return structure.layers if structure else 0
+
+    async def ask_all() -> list[int | None]:
+        return await asyncio.gather(*map(ask, urls))
+
+    return run(ask_all())
 
 
 def is_here(host: str) -> bool:

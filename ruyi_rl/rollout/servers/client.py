@@ -158,7 +158,7 @@ class WorkerClient:
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
         }
-        del payload["detokenize"]
+        del payload["detokenize"]  # of `SamplingParams` alone
         client = self._shards[next(self._turn) % len(self._shards)]
         body = await self._call("POST", "/v1/completions", None, payload, client)
         try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,6 +146,9 @@ def server_environment(
         "VLLM_NO_USAGE_STATS": "1",
         "PYTHONUNBUFFERED": "1",
     }
+    # What is compiled once is of use to later starts as well.
+    compiled = Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+    server.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     if devices is not None:
         server["CUDA_VISIBLE_DEVICES"] = devices
     if cpu:

@@ -86,7 +86,7 @@ def guard(command: list[str], end_of_run: EndOfRun, grace: float) -> int:
         if gone := [f"{name} ({pid})" for pid, name in vital.items() if pid not in alive]:
             print(f"guardian: {' and '.join(gone)} died, and the server is of no use without", flush=True)
             broken = True
-        vital = {pid: name for pid in alive if (name := process_name(pid)).startswith(VITAL)}
+        vital = vital_processes(alive)
     clear(ended)
     if broken:
         return BROKEN
@@ -204,21 +204,45 @@ def children(pid: int) -> list[int]:
     if any(texts) or Path("/proc/self/task", str(os.getpid()), "children").exists():
         return [int(child) for text in texts for child in text.split()]
     # A kernel that does not list them.
-    return [other for other in processes() if read(f"/proc/{other}/stat").rpartition(")")[2].split()[1:2] == [str(pid)]]
+    return [other for other in processes() if parent(other) == pid]
 
 
 def processes() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def process_state(pid: int) -> str:
-    """The letter that `ps` shows; empty for none."""
-    return read(f"/proc/{pid}/stat").rpartition(")")[2].strip()[:1]
-
-
 def process_name(pid: int) -> str:
     """The beginning of its command line, which a process may set to say what it is."""
     return read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()[:200]
+
+
+def vital_processes(pids: Iterable[int]) -> dict[int, str]:
+    """Those that a vLLM server cannot do without: process id -> name.
+
+    What one of them forks to run another program has its name until then, and is not one.
+    """
+    names = {pid: process_name(pid) for pid in pids}
+    return {pid: name for pid, name in names.items() if name.startswith(VITAL) and names.get(parent(pid)) != name}
+
+
+def parent(pid: int) -> int:
+    """The parent of a process; 0 where it is gone."""
+    return int(status(pid)[1])
+
+
+def group(pid: int) -> int:
+    """The process group of a process; 0 where it is gone."""
+    return int(status(pid)[2])
+
+
+def process_state(pid: int) -> str:
+    """The letter that `ps` shows; empty where it is gone."""
+    return status(pid)[0]
+
+
+def status(pid: int) -> list[str]:
+    """State, parent, group and more of a process, as /proc lists them."""
+    return read(f"/proc/{pid}/stat").rpartition(")")[2].split() or ["", "0", "0"]
 
 
 def is_tracker(pid: int) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from ruyi_rl.rollout.options import RolloutOptions
 from ruyi_rl.rollout.servers.addresses import address_problem
 from ruyi_rl.rollout.servers.client import WorkerClient, WorkerFailed
+from ruyi_rl.rollout.servers.losses import Losses
 from ruyi_rl.rollout.servers.serving import Serving, run, until
 from ruyi_rl.rollout.servers.work import ExitWork
 from ruyi_rl.rollout.servers.worker import Worker
@@ -19,8 +20,6 @@ from ruyi_rl.rollout.worker import RolloutFailed, RolloutSpec, Sampling, Statist
 Task = Callable[[Worker, WorkerClient], Coroutine[Any, Any, None]]
 PATROL_SECONDS = 0.25
 """How often it is looked whether a server's process has ended, and whether a starting server answers."""
-DYING_PATROLS = 6
-"""How often it is looked how a server has died that has broken its connections."""
 PROBE_SECONDS = 5.0
 """What a server has to say that it is well."""
 
@@ -45,12 +44,11 @@ class Pool:
         report: Callable[[str], None],
     ):
         self.spec, self.options, self.workers, self.folders = spec, options, list(workers), folders
-        self.report = report
         self.version: str | None = None
         """Of the weights that a worker must hold to be asked."""
-        self.failures: list[str] = []
         self.statistics = Statistics()
-        self._losses: list[asyncio.Future[None]] = []
+        self._losses = Losses(options.max_failures, self.statistics, report)
+        self._unfinished: list[asyncio.Future[None]] = []
 
     def sync(self, version: str) -> None:
         """Has the workers take the weights that lie in their folders.
@@ -108,7 +106,7 @@ class Pool:
                 try:
                     await until([confirm(worker, client)], [self._watch(worker)])
                 except WorkerFailed as failure:
-                    await self._give_up(worker, failure)
+                    await self._losses.give_up(worker, failure)
 
         run(once())
 
@@ -118,15 +116,11 @@ class Pool:
         Raises:
             RolloutFailed: one failure too many.
         """
-        run(self._give_up(worker, WorkerFailed(problem)))
+        run(self._losses.give_up(worker, WorkerFailed(problem)))
 
     def holds(self, worker: Worker) -> bool:
         """Whether a worker holds the current weights."""
         return worker.up and worker.version is not None and worker.version == self.version
-
-    def summary(self) -> str:
-        """All failures, one a line."""
-        return "\n".join(f"  {failure}" for failure in self.failures)
 
     async def _bring(self, task: Task, reached: Callable[[Worker], bool]) -> None:
         """Runs a task with all workers until those that were up are done or given up, and every exit has one that is.
@@ -179,18 +173,27 @@ class Pool:
 
     async def _stalled(self, exit: str) -> None:
         """Returns when an exit's workers are up and none has the weights, which do not come by files."""
+        if self.folders is not None:
+            await asyncio.Event().wait()
         mine = [worker for worker in self.workers if worker.exit == exit]
-        while self.folders is not None or not all(worker.up and not self.holds(worker) for worker in mine):
+        while not all(worker.up and not self.holds(worker) for worker in mine):
             await asyncio.sleep(PATROL_SECONDS)
 
     async def _to_the_end(self, task: Coroutine[Any, Any, None]) -> None:
-        """Runs a task, and then what it has begun for workers that failed, though it may be done without them."""
+        """Runs a task, and then what it has begun and may no longer need: restarts, and transfers of weights."""
         try:
             await task
         finally:
-            losses, self._losses = self._losses, []
-            for loss in losses:
-                await loss
+            unfinished, self._unfinished = self._unfinished, []
+            for result in await asyncio.gather(*unfinished, return_exceptions=True):
+                if isinstance(result, BaseException) and not isinstance(result, WorkerFailed):
+                    raise result
+
+    async def _uninterrupted(self, task: Coroutine[Any, Any, None]) -> None:
+        """Runs a task that goes on when the one that waits for it is cancelled."""
+        future = asyncio.ensure_future(task)
+        self._unfinished.append(future)
+        await asyncio.shield(future)
 
     async def _look_after(
         self,
@@ -205,9 +208,7 @@ class Pool:
                     await until([task(worker, client)], [self._watch(worker)])
                 return
             except WorkerFailed as failure:
-                loss = asyncio.ensure_future(self._give_up(worker, failure))
-                self._losses.append(loss)
-                await asyncio.shield(loss)
+                await self._uninterrupted(self._losses.give_up(worker, failure))
                 given_up()
 
     async def _watch(self, worker: Worker) -> None:
@@ -235,7 +236,7 @@ class Pool:
                 if not any(other.up for other in self.workers if other.exit == worker.exit):
                     raise RolloutFailed(
                         f"no worker of the exit {worker.exit} is left: {worker.name} was given up {limit:g} s ago, and "
-                        f"{problem}. Failures of this run:\n{self.summary()}"
+                        f"{problem}. Failures of this run:\n{self._losses.summary()}"
                     )
             await asyncio.sleep(PATROL_SECONDS)
 
@@ -246,10 +247,14 @@ class Pool:
             return
         if self.folders is None:
             await asyncio.Event().wait()
-            return
+        # Not to be read any more when the next weights are written.
+        await self._uninterrupted(self._load(worker))
+
+    async def _load(self, worker: Worker) -> None:
         started = time.monotonic()
-        await client.load_weights(self.folders[worker.exit], self.options.timeout)
-        await self._confirm(worker, client)
+        async with WorkerClient(worker.endpoint) as client:
+            await client.load_weights((self.folders or {})[worker.exit], self.options.timeout)
+            await self._confirm(worker, client)
         worker.sync_seconds = time.monotonic() - started
 
     async def _confirm(self, worker: Worker, client: WorkerClient) -> None:
@@ -269,28 +274,10 @@ class Pool:
                 raise WorkerFailed(f"it has restarted: it holds the weights {found}, not {worker.version}")
         await self._update(worker, client)
         mates = sum(other.exit == worker.exit for other in self.workers)
-        await Serving(worker, work, sampling, mates=mates, options=self.options, spec=self.spec).run()
-
-    async def _give_up(self, worker: Worker, failure: WorkerFailed) -> None:
-        problem = str(failure)
-        if worker.server is not None:
-            for _ in range(DYING_PATROLS if failure.dying else 1):
-                if ended := worker.server.ended():
-                    problem = ended
-                    break
-                await asyncio.sleep(PATROL_SECONDS)
-            worker.check_start()
-        worker.lose()
-        self.statistics.of(worker.exit).failures += 1
-        self.failures.append(f"{time.strftime('%H:%M:%S')} {worker.name}: {problem} ({worker.place})")
-        if len(self.failures) > self.options.max_failures:
-            raise RolloutFailed(
-                f"workers failed {len(self.failures)} times, and rollout.max_failures is {self.options.max_failures}:\n"
-                f"{self.summary()}"
-            )
-        then = "it is started anew" if worker.server is not None else "it is asked again when it answers"
-        self.report(f"rollout worker {worker.name} was given up, and {then}: {problem} ({worker.place})")
-        await asyncio.to_thread(worker.restart)
+        serving = Serving(
+            worker, work, sampling, mates=mates, workers=len(self.workers), options=self.options, spec=self.spec
+        )
+        await serving.run()
 
     async def _health(self) -> list[WorkerHealth]:
         async def of(worker: Worker) -> WorkerHealth:

@@ -159,11 +159,11 @@ def tell(process: subprocess.Popen[bytes], word: bytes) -> None:
 
 
 def kill_group(group: int) -> None:
-    """Kills the processes of a group, if there are any."""
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+    """Kills the processes of a group, but for Python's resource trackers, which then clear up and end by themselves."""
+    for pid in guardian.processes():
+        if guardian.group(pid) == group and not guardian.is_tracker(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def how_ended(code: int) -> str:

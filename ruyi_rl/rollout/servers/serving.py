@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ class Serving:
 
     Args:
         mates: workers of the exit, this one among them.
+        workers: of all exits.
     """
 
     def __init__(
@@ -32,11 +34,12 @@ class Serving:
         sampling: Sampling,
         *,
         mates: int,
+        workers: int,
         options: RolloutOptions,
         spec: RolloutSpec,
     ):
         self.worker, self.work, self.sampling, self.mates = worker, work, sampling, mates
-        self.options, self.spec = options, spec
+        self.workers, self.options, self.spec = workers, options, spec
         self.under_way = 0
         self.moved = time.monotonic()
         """When a request was begun or answered, or the worker's counters moved."""
@@ -49,6 +52,7 @@ class Serving:
                 What it has not answered waits again.
         """
         slots = self.work.slots(self.mates, int(self.options.engine.get("max_num_seqs") or SEQUENCES))
+        slots = min(slots, connections(self.workers))
         async with WorkerClient(self.worker.endpoint, slots) as client:
             await until([self._ask(client) for _ in range(slots)], [self._watch(client)])
 
@@ -83,6 +87,12 @@ class Serving:
                 counted, self.moved = count, time.monotonic()
             if time.monotonic() - self.moved > limit:
                 raise WorkerFailed(f"it made no progress for {limit:g} s with {self.under_way} requests under way")
+
+
+def connections(workers: int) -> int:
+    """Connections to one worker, where all together take at most half of the files that this process may open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, SEQUENCES if limit == resource.RLIM_INFINITY else limit // 2 // workers)
 
 
 def run(coroutine: Coroutine[Any, Any, Value]) -> Value:

@@ -93,8 +93,8 @@ class SyncClient:
 class Senders:
     """The senders of a pool's workers (rank 0); a worker that was started anew gets a new one."""
 
-    def __init__(self, pool: Pool, layouts: Mapping[str, Sequence[BranchTensor]], engine: Any = None):
-        self.pool, self.layouts, self._engine_class = pool, layouts, engine
+    def __init__(self, pool: Pool, layouts: Mapping[str, Sequence[BranchTensor]]):
+        self.pool, self.layouts = pool, layouts
         self._senders: dict[Worker, Sender] = {}
         self._active: list[Sender] = []
 
@@ -127,6 +127,9 @@ class Senders:
         """
         for sender in self._active:
             sender.end()
+        if self._active:
+            seconds = max(sender.worker.sync_seconds for sender in self._active)
+            self.pool.statistics.of(self._active[0].worker.exit).sync_seconds += seconds
         for sender in self._active:
             if sender.problem is None:
                 self.pool.settle(sender.worker)
@@ -141,7 +144,7 @@ class Senders:
             if sender is not None:
                 sender.close()
             seconds = self.pool.options.timeout
-            sender = Sender(worker, self.layouts[worker.exit], self.pool.spec.dtype, seconds, self._engine_class)
+            sender = Sender(worker, self.layouts[worker.exit], self.pool.spec.dtype, seconds)
             self._senders[worker] = sender
         return sender
 
@@ -156,13 +159,10 @@ class Sender:
 
     Args:
         seconds: without any progress, after which it has failed.
-        engine: vLLM's class of senders; None: that for NCCL.
     """
 
-    def __init__(
-        self, worker: Worker, layout: Sequence[BranchTensor], dtype: torch.dtype, seconds: float, engine: Any = None
-    ):
-        self.worker, self.seconds, self._engine_class = worker, seconds, engine
+    def __init__(self, worker: Worker, layout: Sequence[BranchTensor], dtype: torch.dtype, seconds: float):
+        self.worker, self.seconds = worker, seconds
         self.start = worker.starts
         self.source = BranchSource(layout, dtype)
         self.problem: str | None = None
@@ -223,5 +223,4 @@ class Sender:
         address, port = meeting_point(host)
         info = NCCLTrainerInitInfo(master_address=address, master_port=port, world_size=1 + self.worker.gpus, rank=0)
         client = SyncClient(self.worker.endpoint, self.seconds)
-        engine = self._engine_class or NCCLTrainerWeightTransferEngine
-        return engine.trainer_init(info, client=client, source=self.source)
+        return NCCLTrainerWeightTransferEngine.trainer_init(info, client=client, source=self.source)
