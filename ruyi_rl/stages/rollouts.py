@@ -52,7 +52,7 @@ def rollouts(
         folder=context.folder / "rollout",
         seed=context.config.seed,
     )
-    rollout = make_rollout(options, spec, lambda line: context.console.print(line, markup=False))
+    rollout = make_rollout(options, spec, lambda line: context.console.print(line, markup=False, soft_wrap=True))
     try:
         yield rollout
     finally:

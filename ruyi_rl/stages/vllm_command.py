@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ruyi_rl.rollout.servers.command import flag_words
 from ruyi_rl.rollout.vllm_version import ENVIRONMENT, installed_version
 from ruyi_rl.stages.options import ServeOptions
 
@@ -79,21 +80,6 @@ def cache_bytes(stored: Mapping[str, Any], max_model_len: int | None = None) -> 
     longest = max_model_len or stored["max_position_embeddings"]
     # vLLM hands the cache out in blocks of up to 128 tokens.
     return max(CPU_CACHE_BYTES, token * (longest + 128))
-
-
-def flag_words(flags: Mapping[str, Any]) -> list[str]:
-    """`{"max_model_len": 512}` -> `--max-model-len 512`; true and false become `--x` and `--no-x`, null is left out,
-    a list's items follow one another, a dictionary is JSON."""
-    words = []
-    for key, value in flags.items():
-        flag = key.replace("_", "-")
-        if value is True or value is False:
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, list):
-            words += [f"--{flag}", *map(str, value)]
-        elif value is not None:
-            words += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
-    return words
 
 
 def program(name: str) -> str:

@@ -7,6 +7,7 @@ import pytest
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.rollout import vllm_version
 from ruyi_rl.rollout.options import RolloutOptions
+from ruyi_rl.rollout.servers import addresses
 from ruyi_rl.training.options import GRPOOptions
 from ruyi_rl.validation.rollout import READ_BY, check_lengths, check_rollout
 from ruyi_rl.validation.training import check_grpo
@@ -103,7 +104,27 @@ def test_vllm_is_asked_for_but_cannot_be_used(monkeypatch, found):
         assert (found[1] if found else "not installed") in str(caught)
     check_rollout(RolloutOptions(backend="auto"), EXITS, 1)
     everywhere = {exit: [f"http://{exit}:8000"] for exit in EXITS}
+    monkeypatch.setattr(addresses, "answering_layers", lambda urls: [2, 5])
     check_rollout(RolloutOptions(backend="vllm_server", addresses=everywhere), EXITS, 1)
+
+
+def test_addresses_are_asked_before_anything_is_trained(monkeypatch):
+    servers = SERVER | {"addresses": {"small": ["http://a:1", "http://b:1"], "large": ["http://c:1"]}}
+    for layers, key, hint in (
+        ([2, None, 5], "rollout.addresses.small", "http://b:1 does not answer"),
+        ([2, 2, 4], "rollout.addresses.large", "of 4 layers: the branch of large has 5"),
+    ):
+        monkeypatch.setattr(addresses, "answering_layers", lambda urls, layers=layers: layers)
+        caught = refusal(**servers)
+        assert caught.key == key and hint in str(caught)
+    # One that does not tell (without dev mode, say) is looked at more closely by the pool.
+    monkeypatch.setattr(addresses, "answering_layers", lambda urls: [2, 0, 5])
+    check_rollout(RolloutOptions(**servers), EXITS, 1)
+
+
+def test_nobody_listens():
+    caught = refusal(**SERVER | {"addresses": {"small": ["http://127.0.0.1:9"]}})
+    assert caught.key == "rollout.addresses.small" and "does not answer" in str(caught)
 
 
 def test_an_engine_without_room_for_a_prompt():

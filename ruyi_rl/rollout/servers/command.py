@@ -101,9 +101,15 @@ def server_arguments(
 
 
 def command_line(arguments: Mapping[str, Any], python: str = sys.executable) -> list[str]:
-    """`python -m vllm… --flag value …` for vLLM's arguments; None leaves one out."""
+    """`python -m vllm… --flag value …` for vLLM's arguments."""
     # The command `vllm` looks for a package of its own name, which a build for CPUs alone does not have.
-    words = [python, "-m", "vllm.entrypoints.openai.api_server"]
+    return [python, "-m", "vllm.entrypoints.openai.api_server", *flag_words(arguments)]
+
+
+def flag_words(arguments: Mapping[str, Any]) -> list[str]:
+    """`{"max_model_len": 512}` -> `--max-model-len 512`; true and false become `--x` and `--no-x`, None is left out,
+    a list's items follow one another, a mapping is JSON."""
+    words = []
     for key, value in arguments.items():
         flag = key.replace("_", "-")
         if value is None:
