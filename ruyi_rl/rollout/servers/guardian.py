@@ -86,7 +86,8 @@ def guard(command: list[str], end_of_run: EndOfRun, grace: float) -> int:
         if gone := [f"{name} ({pid})" for pid, name in vital.items() if pid not in alive]:
             print(f"guardian: {' and '.join(gone)} died, and the server is of no use without", flush=True)
             broken = True
-        vital = vital_processes(alive)
+        # Added, not replaced: one that dies just now has lost its name already, and is missed at the next patrol.
+        vital |= vital_processes(alive)
     clear(ended)
     if broken:
         return BROKEN
