@@ -61,7 +61,7 @@ class Killer:
         threading.Timer(seconds, self._kill, (pool, when)).start()
 
     def _kill(self, pool: Pool, when: str) -> None:
-        worker = self.draw.choice(pool.workers)
+        worker = self.draw.choice([worker for worker in pool.workers if worker.up])
         commands = {
             process: " ".join(process.cmdline())
             for process in psutil.Process(worker.server._guardian.pid).children(recursive=True)
