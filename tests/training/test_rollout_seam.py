@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ruyi_rl.rollout.record import ReplayRollout, RolloutFile, read_rollouts
-from ruyi_rl.rollout.worker import RolloutFailed
+from ruyi_rl.rollout.worker import RolloutFailed, Statistics
 from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
 from tests.training.test_grpo_trainer import EXITS, PROMPTS, Parrot, config, share_of_digits
 
@@ -32,6 +32,38 @@ def test_another_back_end_fits_in(make_family, tokenizer, tmp_path):
         assert logged[f"{name}/rollout/failures"] == 1
         assert f"{name}/sampling/effective_sample_size" not in logged
     assert logged["rollout/seconds"] > 0
+
+
+def test_a_prompt_that_comes_again_is_drawn_anew_and_an_evaluation_is_not_counted(make_family, tokenizer, tmp_path):
+    class Counting(Parrot):
+        def __init__(self):
+            super().__init__()
+            self.counted = Statistics()
+            self.counted.of("small").tokens += 10**6  # what an evaluation before the training has left
+
+        def generate(self, requests, sampling):
+            for request in requests:
+                self.counted.of(request.exit).tokens += 2
+                self.counted.of(request.exit).seconds += 1
+            return super().generate(requests, sampling)
+
+        def statistics(self):
+            return self.counted.take()
+
+    worker = Counting()
+    trainer = FamilyGRPOTrainer(
+        model=make_family(),
+        reward_funcs=share_of_digits,
+        args=config(tmp_path, max_steps=7),  # six steps are a pass over the prompts
+        train_dataset=PROMPTS,
+        processing_class=tokenizer,
+        rollout=worker,
+    )
+    trainer.train()
+    requests = [request for batch in worker.asked for request in batch]
+    assert len({(request.exit, tuple(request.prompt_ids)) for request in requests}) < len(requests) / 4
+    assert len({request.seed for request in requests}) == len(requests)
+    assert trainer.state.log_history[0]["small/rollout/tokens_per_second"] == 2
 
 
 @pytest.mark.parametrize("mode", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])
