@@ -1,4 +1,4 @@
-"""`reward`: which plugins score a completion. Importing this module imports no torch."""
+"""`reward`: which plugins score a completion, and how. Importing this module imports no torch."""
 
 from __future__ import annotations
 
@@ -17,6 +17,25 @@ class RewardFunctionOptions:
     """Its weight in the sum."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments passed at every call."""
+    timeout: float = 10.0
+    """Seconds that one sample may take; the worker of one that takes longer is killed."""
+    workers: int | None = None
+    """Worker processes of each rank, started as there is work for them. None: by the machine's cores."""
+    memory_gb: float = 4.0
+    """GiB that a worker, and all that it starts, may hold."""
+    scope: str = "sample"
+    """What a call must hold together: `sample` (each sample for itself: calls may be cut anywhere), `group` (all
+    completions of a prompt and exit, for rewards that compare them) or `batch` (all that a rank has generated)."""
+    gate: str | None = None
+    """Another function of this group: this one is asked only where that one passed; elsewhere it counts as 0."""
+    gate_on: str = "passed"
+    """`passed`, or `failed`: asked only where the gate did not pass."""
+    clip: list[float] | None = None
+    """[lowest, highest] of its rewards, before the weight."""
+    on_error: str = "exclude"
+    """`exclude`: a sample that it fails on is left out, counted and kept; `stop`: the run stops at once."""
+    max_failure_share: float = 0.2
+    """Share of failed samples from which the run stops (over the last 512 samples, once there are 64)."""
 
 
 @dataclass
@@ -30,4 +49,8 @@ class RewardOptions:
     judge: str | None = None
     """The function whose reward >= `pass_at` means "solved" in evaluations. None: the first one."""
     pass_at: float = 1.0
-    """Reward from which a completion counts as solved."""
+    """Reward from which a completion counts as solved, for the judge and for gates."""
+    clip: list[float] | None = None
+    """[lowest, highest] of the weighted sum."""
+    scale: str | None = None
+    """`sum_then_normalize` or `normalize_then_sum`: TRL's `multi_objective_aggregation`. None: the trainer's own."""
