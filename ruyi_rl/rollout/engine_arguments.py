@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 LOAD_FORMAT = "ruyi_branch"
 """Name under which vLLM knows the loader of `shared_trunk`."""
-CPU_DEFAULTS = {"enforce_eager": True, "max_num_seqs": 256, "block_size": 128}
-"""Engine arguments on a CPU that `rollout.engine` may replace; the cache's size follows from the last two."""
+CPU_BATCHED_TOKENS = 8192
+"""Tokens that an engine on a CPU takes in one step."""
 GPU_BLOCK = 16
 """vLLM's usual block on GPUs, in tokens."""
 SLEEPING_WORKER = "ruyi_rl.rollout.gpu_worker.SleepingWorker"
@@ -79,6 +79,22 @@ def check_attention(config: PreTrainedConfig) -> None:
         )
 
 
+def cpu_defaults(max_model_len: int) -> dict[str, Any]:
+    """Engine arguments on a CPU that `rollout.engine` may replace; the cache's size follows from `max_num_seqs` and
+    `block_size`.
+
+    Prompts are not cut into chunks: after each chunk but the last vLLM winds a request's generator back, which torch's
+    generators on a CPU do not support, so that the engine dies.
+    """
+    return {
+        "enforce_eager": True,
+        "max_num_seqs": 256,
+        "block_size": 128,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, max_model_len),
+    }
+
+
 def engine_arguments(
     options: RolloutOptions, spec: RolloutSpec, exit: str, world_size: int, gpu_share: float | None
 ) -> dict[str, Any]:
@@ -95,7 +111,11 @@ def engine_arguments(
         Refusal: `kv_cache_gib` has no room for one sequence.
     """
     cuda = gpu_share is not None
-    defaults = {"disable_log_stats": True, "generation_config": "vllm", **({} if cuda else CPU_DEFAULTS)}
+    defaults = {
+        "disable_log_stats": True,
+        "generation_config": "vllm",
+        **({} if cuda else cpu_defaults(spec.max_model_len)),
+    }
     arguments = {
         **defaults,
         **options.engine,

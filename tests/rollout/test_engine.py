@@ -90,6 +90,7 @@ def test_arguments_on_a_cpu(spec):
     assert arguments["kv_cache_memory_bytes"] == shape.bytes_for(256, 300)
     assert arguments["model"] == str(spec.folder / "small") and arguments["dtype"] == "bfloat16"
     assert arguments["enforce_eager"] and arguments["max_num_seqs"] == 256
+    assert arguments["enable_chunked_prefill"] is False and arguments["max_num_batched_tokens"] >= 300
     assert not {"gpu_memory_utilization", "worker_cls", "distributed_executor_backend"} & arguments.keys()
     given = engine_arguments(RolloutOptions(kv_cache_gib=0.5), spec, "small", 2, None)
     assert given["kv_cache_memory_bytes"] == GIB // 2
@@ -126,6 +127,7 @@ def test_what_is_owned_is_what_is_set(spec):
     for share in (None, 0.2):
         arguments = engine_arguments(RolloutOptions(kv_cache_gib=1), spec, "large", 2, share)
         free = {"disable_log_stats", "generation_config", "enforce_eager", "max_num_seqs", "block_size"}
+        free |= {"enable_chunked_prefill", "max_num_batched_tokens"}
         assert arguments.keys() - free <= OWNED.keys()
 
 

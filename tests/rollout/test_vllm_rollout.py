@@ -212,6 +212,17 @@ def test_batches_do_not_decide(family, rollout):
         assert same >= 0.97 * len(requests), f"{same} of {len(requests)}"
 
 
+def test_more_prompts_than_a_step_takes(vllm, family, rollout, tmp_path):
+    """An engine that cut a prompt in two would have to wind its request's generator back, which a CPU's cannot."""
+    requests = [Request("small", [30 + row, *range(31, 130)], 50 + row) for row in range(9)]
+    whole = rollout.generate(requests, SAMPLINGS["plain"])
+    narrow = VllmRollout(RolloutOptions(engine={"max_num_batched_tokens": 260}), spec_of(family, tmp_path, ["small"]))
+    narrow.update_weights(family)
+    cut = narrow.generate(requests, SAMPLINGS["plain"])
+    narrow.close()
+    assert [c.token_ids for c in cut] == [c.token_ids for c in whole]
+
+
 def test_sample_i_of_one_request_has_the_seed_s_plus_i(rollout):
     from vllm import SamplingParams
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ruyi_rl.refusal import Refusal
-from ruyi_rl.rollout.engine_arguments import CPU_DEFAULTS, cache_bytes
+from ruyi_rl.rollout.engine_arguments import cache_bytes, cpu_defaults
 
 if TYPE_CHECKING:
     from ruyi_rl.rollout.options import RolloutOptions
@@ -93,7 +93,7 @@ def server_arguments(
         arguments["tensor_parallel_size"] = options.tensor_parallel
     if transport == "nccl":
         arguments["weight_transfer_config"] = {"backend": "nccl"}
-    arguments |= {**(CPU_DEFAULTS if cpu else {}), **options.engine}
+    arguments |= {**(cpu_defaults(spec.max_model_len) if cpu else {}), **options.engine}
     cache = cache_bytes(options, spec, exit, arguments, cuda=not cpu)
     if not cpu:
         arguments["gpu_memory_utilization"] = round(options.gpu_memory_utilization * share, 4)
