@@ -127,6 +127,13 @@ def run_stage(item: Work, config: RunConfig, console: Console, stop: StopSignal,
         raise Interrupted(
             f"{step.stage} was interrupted. {what_is_safe(step.folder)}\nGo on with: {command}", stop.status
         ) from None
+    except StageFailed as error:
+        # The stage itself has said what happened: a traceback would add nothing.
+        context.record(FAILED, message=" ".join(str(error).split()))
+        raise StageFailed(
+            f"{step.stage} failed: {error}\n{what_is_safe(step.folder)}\n"
+            f"Once its cause is mended, go on with: {command}"
+        ) from error
     except Exception as error:
         rank = ranks.rank()
         file = context.folder / ("error.txt" if rank == 0 else f"error-rank{rank}.txt")

@@ -191,6 +191,22 @@ def test_fresh_of_the_pipeline_starts_all_over(stages, config):
     assert len(stages.ran) == 6
 
 
+def test_a_stage_that_says_itself_why_it_failed_needs_no_traceback(stages, config):
+    def fail(context):
+        context.keep("before", {})
+        raise StageFailed("the reward failed on 70 of 512 completions")
+
+    stages.act["grpo"] = fail
+    with pytest.raises(StageFailed) as failed:
+        run_stages(config("grpo"), ["stage=grpo"])
+    folder = StageFolder(f"{config().run_dir}/grpo")
+    first, safe, command = str(failed.value).splitlines()
+    assert first == "grpo failed: the reward failed on 70 of 512 completions"
+    assert safe.startswith("Safe on disk: before") and command.endswith("python -m ruyi_rl stage=grpo")
+    assert folder.manifest().status == "failed" and "70 of 512" in folder.manifest().message
+    assert not (folder.path / "error.txt").exists()
+
+
 def test_a_failed_stage_leaves_word_and_goes_on_where_it_was(stages, config):
     def fail(context):
         context.keep("before", {"1.7B": 0.25})
