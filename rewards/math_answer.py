@@ -4,12 +4,15 @@ Formula: r = 1 if the completion's final answer equals the row's `answer`, else 
 
 The final answer is the last box outside the thinking, else what follows `####`, "the answer is" or 答案. Text and
 decimals decide first; math-verify (https://github.com/huggingface/Math-Verify) decides the rest. An answer that
-restates the question, a chain of equations, and boxes that contradict each other are wrong. More in
-`ruyi_rl.rewards.answers`.
+restates the question, a chain of equations, and boxes that contradict each other are wrong. Integers must be met
+exactly; of two decimals the shorter must be the longer one rounded (see `close` in
+`ruyi_rl.rewards.mathematics.numbers`). Every verdict logs why, in `math_answer/reason`: `ruyi_rl.rewards.answers.judge`
+lists the reasons.
 """
 
 from ruyi_rl.rewards.answers import judge
 from ruyi_rl.rewards.completions import completion_text
+from ruyi_rl.rewards.mathematics.parser_check import check_parser
 
 
 def math_answer(completions, answer, log_extra=None, **kwargs) -> list[float | None]:
@@ -19,3 +22,8 @@ def math_answer(completions, answer, log_extra=None, **kwargs) -> list[float | N
         log_extra("math_answer/answer", [verdict.answer or "" for verdict in verdicts])
         log_extra("math_answer/reason", [verdict.reason for verdict in verdicts])
     return [None if verdict.correct is None else float(verdict.correct) for verdict in verdicts]
+
+
+def _start(**kwargs) -> None:
+    """Called once in every worker before it judges: a parser that grades otherwise stops the run here."""
+    check_parser()

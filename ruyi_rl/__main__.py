@@ -12,7 +12,15 @@ from typing import NoReturn
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
-from ruyi_rl.cli.compose import ConfigSource, compose_config, conf_dir, register_schema, resolve_values, to_run_config
+from ruyi_rl.cli.compose import (
+    ConfigSource,
+    compose_config,
+    conf_dir,
+    register_schema,
+    resolve_values,
+    to_run_config,
+    working_conf,
+)
 from ruyi_rl.cli.launch import launch, needs_launch
 from ruyi_rl.cli.overview import print_help, print_overview
 from ruyi_rl.cli.sweep import run_sweep
@@ -106,7 +114,7 @@ def _source(options: argparse.Namespace) -> ConfigSource:
         extra = Path(options.config_dir).expanduser().absolute()
         if not extra.is_dir():
             raise Refusal("--config-dir", f"{options.config_dir!r} is no folder", "a folder such as conf")
-    return ConfigSource(extra, options.config_name or "config")
+    return ConfigSource(extra, options.config_name or "config", working_conf(extra))
 
 
 def _flags(options: argparse.Namespace) -> list[str]:

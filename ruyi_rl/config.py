@@ -8,7 +8,7 @@ from ruyi_rl.data.options import DataOptions
 from ruyi_rl.family.options import ModelOptions
 from ruyi_rl.rewards.options import RewardOptions
 from ruyi_rl.rollout.options import RolloutOptions
-from ruyi_rl.stages.options import GenerateOptions, ServeOptions
+from ruyi_rl.stages.options import CheckRewardOptions, GenerateOptions, NewRewardOptions, ServeOptions
 from ruyi_rl.training.options import DeepSpeedOptions, EvaluationOptions, GRPOOptions, SFTOptions
 
 
@@ -54,3 +54,5 @@ class RunConfig:
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     generate: GenerateOptions = field(default_factory=GenerateOptions)
     serve: ServeOptions = field(default_factory=ServeOptions)
+    new_reward: NewRewardOptions = field(default_factory=NewRewardOptions)
+    check_reward: CheckRewardOptions = field(default_factory=CheckRewardOptions)

@@ -25,6 +25,8 @@ class Judge:
     """A reward function of TRL's signature, plain or async."""
     pass_at: float = 1.0
     """Reward from which a completion counts as solved."""
+    settle: Callable[[], None] = lambda: None
+    """Called by all ranks after each exit: where they agree on what the function could not judge."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def evaluate_family(
                 )
             )
         everyones = [problem for share in ranks.gathered(answered) for problem in share]
+        judge.settle()
         scores[exit] = exit_score(everyones, options.samples, time.monotonic() - start)
     return scores
 

@@ -24,8 +24,11 @@ from ruyi_rl.run_folder import (
 
 ORDER = ("init", "pretrain", "sft", "grpo")
 """The stages of this version, in the order in which they make sense."""
-TOOLS = ("generate", "serve")
-"""What `stage` may name besides: they read a finished family and leave nothing for another stage (`ruyi_rl.tools`)."""
+REWARD_TOOLS = ("new_reward", "check_reward")
+"""Tools for the author of a reward: they need no family."""
+TOOLS = ("generate", "serve", *REWARD_TOOLS)
+"""What `stage` may name besides: they leave nothing for another stage; the others read a finished family
+(`ruyi_rl.tools`)."""
 
 DECIDED_BY = {
     "init": ("model", "seed"),
@@ -48,6 +51,9 @@ UNDECIDING = frozenset(
 
 DECIDING_ROLLOUTS = frozenset(("rollout.backend", "rollout.engine"))
 """Keys of `rollout` that may decide a result: the others say where and how fast completions are made, not which."""
+
+OPERATING_REWARDS = frozenset(("timeout", "workers", "memory_gb", "on_error", "max_failure_share"))
+"""Keys of a reward function that say how it is run and when a run is given up, not what it gives."""
 
 ROLLOUTS_FOLDER = "rollouts"
 """Folder of `stage=grpo grpo.rollout_only=true` in the run's, so that the training's own stays as it is."""
@@ -122,6 +128,8 @@ def decides(key: str) -> bool:
     parts = key.split(".")
     if parts[0] == "rollout":
         return ".".join(parts[:2]) in DECIDING_ROLLOUTS
+    if parts[:2] == ["reward", "functions"] and len(parts) == 4:
+        return parts[3] not in OPERATING_REWARDS
     return not ("trainer" in parts and parts[-1] in UNDECIDING)
 
 
@@ -236,8 +244,11 @@ def run_stages(config: RunConfig, overrides: list[str]) -> None:
     require_writable(run)
 
     from ruyi_rl.execution import execute
+    from ruyi_rl.rewards.scoring import check_start
 
     with ranks.connected(), ExitStack() as held:
+        if any(item.step.stage == "grpo" for item in work):
+            check_start(config.reward)  # before the hours of the stages that it stands on
         ranks.on_rank_zero(lambda: held.enter_context(locked(run)))
         # Read again under the lock: another process may have finished the work in between.
         work = pending(found, config)

@@ -1,4 +1,4 @@
-"""The tools, `generate` and `serve`: the family they read, and running them. Importing this module imports no torch."""
+"""Running the tools, and the family that `generate` and `serve` read. Importing this module imports no torch."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Benchmarks against a baseline in the same run: `bench.py rollout` (our rollout back ends against bare vLLM).
+"""Benchmarks against a baseline in the same run: our rollout back ends against bare vLLM, our rewards against
+math-verify, TRL and plain subprocesses.
 
     python scripts/bench.py rollout [--rounds 7] [--servers] [--json FILE]
+    python scripts/bench.py rewards [--rounds 5] [--workers 4] [--data FOLDER | --embedded] [--json FILE]
 
 Results are proved equal first, then timed in turn, round by round; medians, spread and ratios are printed. Figures of
 one machine at one time compare with each other, not with those of another run.
@@ -19,6 +21,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import bench_rewards
+from bench_timing import in_turn
+
 EXITS = {"small": 1, "medium": 2, "large": 4}
 
 
@@ -34,25 +39,6 @@ class Timing:
     highest: float
     ratio: float
     """Median over rounds of this contestant's tokens per second over the baseline's in the same round."""
-
-
-def in_turn(
-    contestants: Mapping[str, Callable[[], int]], rounds: int, baseline: str
-) -> dict[str, tuple[list[float], list[float]]]:
-    """Tokens per second and ratio to the baseline, round by round; who begins changes with the round.
-
-    Args:
-        contestants: name -> what to run, returning the tokens it made.
-        baseline: one of the names.
-    """
-    speeds: dict[str, list[float]] = {name: [] for name in contestants}
-    names = list(contestants)
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
-            tokens = contestants[name]()
-            speeds[name].append(tokens / (time.perf_counter() - start))
-    return {name: (own, [a / b for a, b in zip(own, speeds[baseline])]) for name, own in speeds.items()}
 
 
 def timings(exit: str, measured: Mapping[str, tuple[list[float], list[float]]]) -> list[Timing]:
@@ -199,13 +185,16 @@ def main() -> None:
     of_rollout.add_argument("--tokens", type=int, default=64, help="of each completion")
     of_rollout.add_argument("--hidden", type=int, default=128)
     of_rollout.add_argument("--servers", action="store_true", help="a pool of servers too")
-    of_rollout.add_argument("--json", type=Path)
+    of_rewards = commands.add_parser("rewards", help="our rewards against math-verify, TRL and plain subprocesses")
+    bench_rewards.add_arguments(of_rewards)
+    for command in (of_rollout, of_rewards):
+        command.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     # Before vLLM is imported, which reads them then.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    found = rollout(arguments)
+    found = rollout(arguments) if arguments.command == "rollout" else bench_rewards.rewards(arguments)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
 

@@ -32,7 +32,10 @@ TORCH_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 VLLM_IMPORT = "from vllm import LLM, SamplingParams"
 IMPORTS = "import datasets, deepspeed, hydra, math_verify; from trl import GRPOTrainer, SFTTrainer"
 PIP_VERBS = ("Collecting", "Downloading", "Building", "Installing", "Using cached", "Successfully", "Uninstalling")
-STEPS = 5
+STEPS = 6
+# Options of apt-get: nothing is asked, and another one that runs is waited for.
+APT_GET = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=60")
+INSTALL_BUBBLEWRAP = "apt-get install bubblewrap (Debian, Ubuntu) or dnf install bubblewrap (Fedora), as root"
 
 PROBE = """
 import importlib.util, json, sys
@@ -183,6 +186,11 @@ def failure_reason(output: str, package: str = "") -> str:
     # pip ends a conflict with a line that only points to its manual.
     errors = [line for line in lines if line.startswith("ERROR:") and "ResolutionImpossible" not in line]
     return (errors or lines or ["no output"])[-1][:200]
+
+
+def no_bubblewrap() -> str:
+    """What is told where bubblewrap is missing, in one line."""
+    return f"Without bubblewrap rewards that run code refuse to start; to install it: {INSTALL_BUBBLEWRAP}"
 
 
 def ask(*command: str) -> subprocess.CompletedProcess:
@@ -346,6 +354,23 @@ class Setup:
         self.end("not to be had" if missing else f"{extra} {self.version(extra)}")
         return missing
 
+    def install_bubblewrap(self) -> None:
+        """bubblewrap (`bwrap`) confines code that is judged. Where it cannot be had the set-up goes on all the same."""
+        self.begin("bubblewrap, for rewards that run code")
+        if shutil.which("bwrap"):
+            self.end("there already")
+            return
+        if os.geteuid() or not shutil.which("apt-get"):
+            self.end(f"missing, and not for this user to install. {no_bubblewrap()}")
+            return
+        command = (*APT_GET, "install", "--no-install-recommends", "bubblewrap")
+        status, output = self.run(*command)
+        if status:
+            # A fresh machine has no lists of packages.
+            self.run(*APT_GET, "update")
+            status, output = self.run(*command)
+        self.end(f"not to be had ({failure_reason(output)}). {no_bubblewrap()}" if status else "installed")
+
     def check(self, missing: str) -> str:
         """Mends what the installation may have broken.
 
@@ -392,6 +417,8 @@ class Setup:
         stamp = read_stamp(self.stamp) if self.python.exists() else None
         if is_current(stamp, now, asked, bool(asked) and has_nvidia_gpu()):
             print("set-up: done before (.venv)")
+            if not shutil.which("bwrap"):
+                print(no_bubblewrap())
         else:
             began = time.monotonic()
             pick = choose_vllm(asked, has_nvidia_gpu())
@@ -399,6 +426,7 @@ class Setup:
             self.install_torch()
             self.install_project()
             missing = self.check(self.install_vllm(pick))
+            self.install_bubblewrap()
             stamp = Stamp(now, pick, "" if pick == "none" else missing)
             self.stamp.write_text(json.dumps(asdict(stamp)))
             self.unfinished.unlink()

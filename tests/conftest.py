@@ -2,6 +2,8 @@
 
 import os
 import random
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -59,3 +61,23 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real rows at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def confinable() -> None:
+    """Skips a test that confines programs where bubblewrap cannot run at all; a defect of ours must fail it instead."""
+    if problem := bubblewrap_problem():
+        pytest.skip(problem)
+    from ruyi_rl.rewards.sandbox import SandboxOptions, unconfinable
+
+    assert unconfinable(SandboxOptions()) is None
+
+
+def bubblewrap_problem() -> str:
+    """Why bubblewrap cannot make namespaces here, or ""; told without our code."""
+    if shutil.which("bwrap") is None:
+        return "bubblewrap (bwrap) is not installed"
+    user = ["--unshare-user"] if os.geteuid() else []
+    command = ["bwrap", *user, "--unshare-pid", "--unshare-net", "--ro-bind", "/", "/", "true"]
+    answer = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+    return f"bubblewrap cannot run here: {answer.stderr.strip()}" if answer.returncode else ""

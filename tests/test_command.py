@@ -38,6 +38,8 @@ def test_without_a_stage_it_prints_what_there_is(tmp_path, arguments):
         "stage=grpo",
         "stage=generate",
         "stage=serve",
+        "stage=new_reward",
+        "stage=check_reward",
         "ruyi2_14b",
         "gsm8k",
         "math_format",
@@ -45,7 +47,7 @@ def test_without_a_stage_it_prints_what_there_is(tmp_path, arguments):
         "transformers",
     ):
         assert word in result.stdout
-    assert result.stdout.count("\npython -m ruyi_rl ") == 4
+    assert result.stdout.count("\npython -m ruyi_rl ") == 5
     assert not list(tmp_path.iterdir())
 
 
@@ -97,14 +99,15 @@ def test_nothing_heavy_is_imported_before_a_run(tmp_path):
         "from ruyi_rl.__main__ import main\n"
         "commands = [[], ['--help'], ['stage=grpo', '--cfg', 'job'], ['stage=grop'], ['stage=grpo', 'seed=x'],\n"
         "            ['stage=grpo', 'grpo.trainer.num_generations=1'], ['stage=grpo', 'run_dir=/proc/x'],\n"
-        "            ['stage=generate'], ['stage=serve', 'launch=true']]\n"
+        "            ['stage=generate'], ['stage=serve', 'launch=true'], ['stage=check_reward', 'reward=mth'],\n"
+        "            ['stage=new_reward', 'name=class'], ['stage=new_reward', 'name=mine']]\n"
         "print('statuses', [main(command) for command in commands])\n"
         f"print('heavy', [name for name in {HEAVY} if name in sys.modules])\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
-    assert "statuses [0, 0, 0, 2, 2, 2, 2, 2, 2]\n" in result.stdout, result.stderr
+    assert "statuses [0, 0, 0, 2, 2, 2, 2, 2, 2, 2, 2, 0]\n" in result.stdout, result.stderr
     assert "heavy []\n" in result.stdout
 
 

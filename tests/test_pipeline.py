@@ -12,6 +12,8 @@ from ruyi_rl.config import RunConfig, StageOptions
 from ruyi_rl.failure import Interrupted, StageFailed
 from ruyi_rl.pipeline import chain, run_stages, steps
 from ruyi_rl.refusal import Refusal
+from ruyi_rl.rewards import scoring
+from ruyi_rl.rewards.options import RewardFunctionOptions
 from ruyi_rl.run_folder import StageFolder, config_hash
 
 EXITS = {"init": {"k": 1, "layers": 2, "parameters": 3}, "grpo": {"reward_first": 0.1, "reward_last": 0.2}}
@@ -160,6 +162,52 @@ def test_what_is_only_shown_or_kept_decides_nothing(stages, config, key):
     other.sft.trainer = {key: 5}
     run_stages(other, [])
     assert len(stages.ran) == 2
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("timeout", 3.0), ("workers", 2), ("memory_gb", 1.0), ("on_error", "stop"), ("max_failure_share", 0.5)],
+)
+def test_how_a_reward_is_run_decides_nothing(stages, config, monkeypatch, key, value):
+    monkeypatch.setattr(scoring, "check_start", lambda options: None)
+
+    def of(**fields):
+        found = config("grpo")
+        found.reward.functions = {"a": RewardFunctionOptions(path="rewards/format.py", **fields)}
+        return found
+
+    run_stages(of(), [])
+    ran = len(stages.ran)
+    run_stages(of(**{key: value}), [])
+    assert len(stages.ran) == ran
+    for deciding in (
+        {"weight": 2.0},
+        {"clip": [0.0, 1.0]},
+        {"gate": "b"},
+        {"kwargs": {key: value}},
+        {"scope": "group"},
+    ):
+        with pytest.raises(Refusal, match="reward.functions.a"):
+            run_stages(of(**deciding), [])
+
+
+def test_a_reward_that_cannot_start_is_refused_before_the_first_stage(stages, config, tmp_path):
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(
+        "def _start(**kwargs):\n    raise RuntimeError('no sandbox here')\n\n"
+        "def one(completions, **kwargs):\n    return [1.0 for _ in completions]\n"
+    )
+
+    def of(stage):
+        found = config(stage)
+        found.reward.functions = {"a": RewardFunctionOptions(path=str(plugin))}
+        return found
+
+    with pytest.raises(Refusal, match="no sandbox here") as refused:
+        run_stages(of("grpo"), [])
+    assert refused.value.key == "reward.functions.a" and stages.ran == []
+    run_stages(of("init"), [])
+    assert len(stages.ran) == 1, "a run that needs no reward starts none"
 
 
 def test_evaluation_and_reward_decide_grpo_but_not_sft(stages, config):

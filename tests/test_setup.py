@@ -194,7 +194,7 @@ class RecordedSetup(setup.Setup):
         if "-m pip uninstall" in line:
             self.packages -= set(command)
             return 0, ""
-        if "-m pip install" in line:
+        if "-m pip install" in line or command[0] == "env":
             for extra in self.refused:
                 if extra in line:
                     return 1, f"ERROR: No matching distribution found for {extra}"
@@ -260,6 +260,34 @@ def test_second_call_does_nothing_unless_it_has_to(tmp_path, capsys, asked, refu
     machine.perform(again)
     assert bool(machine.commands) is repeats
     assert ("going on without vLLM" in capsys.readouterr().out) is bool(refused)
+
+
+@pytest.mark.parametrize(
+    ("tools", "user", "said", "commands"),
+    [
+        (("bwrap", "apt-get"), 0, "there already", []),
+        (("apt-get",), 0, "installed", ["install"]),
+        (("apt-get",), 1000, "refuse to start; to install it: apt-get install bubblewrap", []),
+        ((), 0, "refuse to start; to install it: apt-get install bubblewrap", []),
+    ],
+)
+def test_bubblewrap_is_installed_where_that_can_be(tmp_path, capsys, monkeypatch, tools, user, said, commands):
+    monkeypatch.setattr(setup.shutil, "which", lambda name: name if name in tools else None)
+    monkeypatch.setattr(setup.os, "geteuid", lambda: user)
+    machine = RecordedSetup(tmp_path)
+    machine.install_bubblewrap()
+    assert said in capsys.readouterr().out
+    assert [line.split()[6] for line in machine.commands] == commands
+
+
+def test_bubblewrap_that_cannot_be_had_is_no_failure(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(setup.shutil, "which", lambda name: "apt-get" if name == "apt-get" else None)
+    monkeypatch.setattr(setup.os, "geteuid", lambda: 0)
+    machine = RecordedSetup(tmp_path, refused=("bubblewrap",))
+    machine.install_bubblewrap()
+    told = capsys.readouterr().out
+    assert "not to be had (ERROR: No matching" in told and "rewards that run code refuse to start" in told
+    assert [line.split()[6] for line in machine.commands] == ["install", "update", "install"]
 
 
 def test_drifted_pins_are_restored(tmp_path, capsys):

@@ -23,7 +23,10 @@ from ruyi_rl.pipeline import decides
 from ruyi_rl.refusal import Refusal, nearest
 from ruyi_rl.validation.trainers import check_trainer_fields
 
-UNNAMED = ("stage", "name", "run_dir", "fresh", "num_processes", "launch", "generate", "serve")
+UNNAMED = (
+    *("stage", "name", "run_dir", "fresh", "num_processes", "launch"),
+    *("generate", "serve", "new_reward", "check_reward"),
+)
 """Keys that do not enter the run's default name: they decide what is done and where, not with which result."""
 
 
@@ -35,18 +38,27 @@ class ConfigSource:
     """The user's own folder of groups, searched after the shipped one (`--config-dir`)."""
     root: str = "config"
     """Name of the root file without suffix (`--config-name`)."""
+    working: Path | None = None
+    """`conf` in the working folder, searched last: for further choices of the shipped groups."""
+
+    @property
+    def own(self) -> list[Path]:
+        """The user's folders, first match first."""
+        return [folder for folder in (self.extra, self.working) if folder is not None]
 
     @property
     def folders(self) -> list[Path]:
         """The folders searched, first match first."""
-        return [folder for folder in (conf_dir(), self.extra) if folder is not None]
+        return [conf_dir(), *self.own]
 
     def choices(self) -> dict[str, list[str]]:
         """Config group -> its choices, both sorted."""
         groups: dict[str, set[str]] = {}
         for folder in self.folders:
             for file in folder.glob("*/*.yaml"):
-                groups.setdefault(file.parent.name, set()).add(file.stem)
+                # A `conf` in the working folder may be another program's, with groups of its own.
+                if folder != self.working or file.parent.name in groups:
+                    groups.setdefault(file.parent.name, set()).add(file.stem)
         return {group: sorted(names) for group, names in sorted(groups.items())}
 
     def file(self, group: str, choice: str) -> Path:
@@ -59,6 +71,17 @@ def conf_dir() -> Path:
     package = Path(ruyi_rl.__file__).parent
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
+
+
+def working_conf(extra: Path | None = None) -> Path | None:
+    """`conf` in the working folder; None where there is none, or where it is searched anyway.
+
+    Args:
+        extra: another folder that is searched.
+    """
+    folder = Path.cwd() / "conf"
+    searched = [path for path in (conf_dir(), extra) if path is not None]
+    return folder if folder.is_dir() and not any(folder.samefile(path) for path in searched) else None
 
 
 def register_schema() -> None:
@@ -81,6 +104,7 @@ def compose_config(overrides: list[str], source: ConfigSource = ConfigSource()) 
     """
     groups = source.choices()
     split = split_overrides(parse_overrides(overrides), list(groups))
+    _refuse_hidden(split.groups, source)
     config, choices = _compose(split.groups, source, groups)
     apply_values(config, split.values)
     check_trainer_fields(OmegaConf.to_container(config))
@@ -140,6 +164,7 @@ def to_run_config(config: DictConfig) -> RunConfig:
     paths = (
         *((result.model, "base"), (result.data, "path"), (result, "start_from")),
         *((result.generate, "file"), (result.generate, "output"), (result.serve, "output")),
+        *((result.check_reward, "completions"), (result.check_reward, "output")),
     )
     for holder, key in paths:
         if (path := getattr(holder, key)) is not None and path.startswith("~"):
@@ -151,10 +176,11 @@ def _compose(
     overrides: list[str], source: ConfigSource, groups: dict[str, list[str]]
 ) -> tuple[DictConfig, dict[str, Any]]:
     register_schema()
-    extra = [] if source.extra is None else [f"hydra.searchpath=[file://{source.extra}]"]
+    folders = [json.dumps(f"file://{folder}", ensure_ascii=False) for folder in source.own]
+    searchpath = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = compose(source.root, overrides=[*extra, *overrides], return_hydra_config=True)
+            config = compose(source.root, overrides=[*searchpath, *overrides], return_hydra_config=True)
     except MissingConfigException as error:
         raise _missing_refusal(error, groups) from None
     except ConfigCompositionException as error:
@@ -167,6 +193,19 @@ def _compose(
     OmegaConf.set_struct(config, False)
     del config["hydra"]
     return config, choices
+
+
+def _refuse_hidden(chosen: list[str], source: ConfigSource) -> None:
+    """Refuse a choice whose file in a folder of the user's would be passed over for the shipped one of its name."""
+    for override in chosen if source.own else ():
+        group, _, choice = override.lstrip("+").partition("=")
+        group = group.partition("@")[0]
+        shipped = conf_dir() / group / f"{choice}.yaml"
+        for folder in source.own:
+            mine = folder / group / shipped.name
+            if shipped.is_file() and mine.is_file() and mine.read_bytes() != shipped.read_bytes():
+                problem = f"{choice!r} is a shipped choice, and {mine} would not be read"
+                raise Refusal(group, problem, f"rename that file, for instance to my_{mine.name}")
 
 
 def _missing_refusal(error: MissingConfigException, groups: dict[str, list[str]]) -> Refusal:

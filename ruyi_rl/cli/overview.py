@@ -22,6 +22,7 @@ GROUPS = {
 EXAMPLES = (
     ("stage=grpo", "the main job, on the embedded default"),
     ("stage=generate", "talk to what it has trained, all exits side by side"),
+    ("stage=new_reward name=mine", "write a reward of your own: a file that works at once, to be edited"),
     ("stage=grpo data=gsm8k data.path=<folder with train.jsonl>", "the main job on real rows"),
     (
         "-m stage=grpo grpo.trainer.learning_rate=1e-4,3e-4 grpo.advantage.scale=group,exit",
@@ -31,7 +32,10 @@ EXAMPLES = (
 OPTIONS = (
     ("--cfg job", "print the configuration that the command would run with, and run nothing"),
     ("-m, --multirun", "run one job for every combination of values such as seed=1,2,3"),
-    ("-cd, --config-dir DIR", "a folder of your own with further choices: DIR/experiment/mine.yaml"),
+    (
+        "-cd, --config-dir DIR",
+        "a folder of your own with further choices: DIR/experiment/mine.yaml; conf/ is searched too",
+    ),
     ("-cn, --config-name NAME", "another root file than config"),
     ("--hydra-help", "Hydra's other options"),
 )

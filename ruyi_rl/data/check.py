@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ruyi_rl.data.arithmetic import arithmetic_options, check_problems
+from ruyi_rl.data import embedded
 from ruyi_rl.data.fields import map_rows
 from ruyi_rl.data.files import locate, read_records
 from ruyi_rl.data.mapping import compile_mapping
 from ruyi_rl.data.options import DataOptions
 from ruyi_rl.refusal import Refusal, nearest
 
-SOURCES = ("rows", "arithmetic")
+SOURCES = ("rows", *embedded.SOURCES)
 # Bytes read of a split; the loader checks the rest of a larger file.
 BUDGET = 4 * 2**20
 
@@ -35,9 +35,8 @@ def check_data(options: DataOptions, stage: str, needs: Iterable[str] = ()) -> N
         if value is not None and value < least:
             raise Refusal(f"data.{key}", f"{value} is too small", f"at least {least}")
     mapping = compile_mapping(options)
-    if options.source == "arithmetic":
-        _refuse_row_options(options)
-        check_problems(arithmetic_options(options.task))
+    if options.source in embedded.SOURCES:
+        embedded.check_embedded(options, needs)
         return
     if options.task:
         raise Refusal("data.task", "belongs to an embedded task, but data.source is rows", "data=arithmetic")
@@ -46,12 +45,3 @@ def check_data(options: DataOptions, stage: str, needs: Iterable[str] = ()) -> N
         for path in files:
             for _ in map_rows(read_records(path, BUDGET // len(files)), mapping, stage, train, needs):
                 pass
-
-
-def _refuse_row_options(options: DataOptions) -> None:
-    default = DataOptions()
-    keys = ("path", "fields", "prompt_template", "completion_template", "completion_strip", "answer_pattern", "subset")
-    for key in keys:
-        if getattr(options, key) != getattr(default, key):
-            problem = "is not read by the embedded task (data.source is arithmetic)"
-            raise Refusal(f"data.{key}", problem, "choose data that are rows: data=gsm8k, …")

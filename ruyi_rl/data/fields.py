@@ -132,7 +132,10 @@ class _Row:
         if value is None or (isinstance(value, str) and not value.strip()):
             if self.mapping.empty_answer == "drop":
                 return False
-            allowed = "data.empty_answer=drop leaves such rows out and counts them"
+            if self.mapping.empty_answer == "keep":
+                self.values["answer"] = self.known["answer"] = None
+                return True
+            allowed = "data.empty_answer=drop leaves such rows out and counts them, =keep leaves them to other rewards"
             raise self.refusal("answer", f"has an empty answer: {value!r}", allowed)
         if isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)

@@ -1,11 +1,10 @@
-"""The one entry to the data: training and held-out rows of a stage, from files, the hub or the embedded task."""
+"""The one entry to the data: training and held-out rows of a stage, from files, the hub or an embedded task."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-from ruyi_rl.data.arithmetic import arithmetic_options, generate, generate_texts
+from ruyi_rl.data import embedded
 from ruyi_rl.data.check import check_data
 from ruyi_rl.data.columns import dataset_from_rows
 from ruyi_rl.data.options import DataOptions
@@ -22,32 +21,22 @@ def load_data(options: DataOptions, seed: int, stage: str | None = None, needs: 
         seed: the run's seed.
         stage: `sft`: rows {prompt, completion} or {messages}; `pretrain`: {text}; any other: {prompt}, and of the
             embedded task one row a problem. All have `answer` where the data has it, and the data's other fields.
-        needs: further fields that every row must have, such as those a reward reads.
+        needs: further fields that every row must have, such as those a reward reads; see `check_embedded` too.
 
     Raises:
         Refusal: see `check_data`; here every row is looked at.
     """
     check_data(options, stage or "", needs)
-    if options.source == "arithmetic":
-        return _arithmetic(options, seed, stage)
+    if options.source in embedded.SOURCES:
+        return _embedded(options, seed, stage, needs)
     return load_splits(options, seed, stage, needs)
 
 
-def _arithmetic(options: DataOptions, seed: int, stage: str | None) -> Splits:
-    task = arithmetic_options(options.task)
-    train, test = generate_texts(task, seed) if stage == "pretrain" else generate(task, seed)
-    if stage not in ("sft", "pretrain"):
-        train = _one_a_problem(train)
+def _embedded(options: DataOptions, seed: int, stage: str | None, needs: Iterable[str]) -> Splits:
+    train, test = embedded.embedded_rows(options, seed, stage, needs)
     made, train = len(train), train[: options.limit]
     if options.system and stage != "pretrain":
         system = {"role": "system", "content": options.system}
         train, test = ([row | {"prompt": [system, *row["prompt"]]} for row in rows] for rows in (train, test))
-    reports = (SplitReport("arithmetic", read, len(rows)) for read, rows in ((made, train), (len(test), test)))
+    reports = (SplitReport(options.source, read, len(rows)) for read, rows in ((made, train), (len(test), test)))
     return Splits(dataset_from_rows(train), dataset_from_rows(test), *reports)
-
-
-def _one_a_problem(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    first: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        first.setdefault(row["prompt"][0]["content"], row)
-    return [{name: row[name] for name in row if name not in ("completion", "style")} for row in first.values()]

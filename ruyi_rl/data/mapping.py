@@ -10,7 +10,7 @@ from ruyi_rl.data.options import DataOptions
 from ruyi_rl.refusal import Refusal, nearest
 
 STANDARD = ("prompt", "answer", "completion", "messages", "text")
-_EMPTY_ANSWER = ("refuse", "drop")
+_EMPTY_ANSWER = ("refuse", "drop", "keep")
 
 
 @dataclass(frozen=True)

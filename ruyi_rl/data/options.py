@@ -13,7 +13,8 @@ class DataOptions:
     name: str = "arithmetic"
     """Short name; the default run name ends with it."""
     source: str = "rows"
-    """`rows`: JSONL / JSON / parquet files or a hub id at `path`; `arithmetic`: the embedded, generated task."""
+    """`rows`: JSONL / JSON / parquet files or a hub id at `path`; `arithmetic`, `toy_code`: the embedded, generated
+    tasks; `mixture`: several of these at once."""
     path: str | None = None
     """A file, a folder that holds the split files, or a hub dataset id."""
     train: str = "train"
@@ -41,7 +42,8 @@ class DataOptions:
     """Regular expression that cuts the gold answer out of the answer field (GSM8K: after ####): its one group, or its
     group named `answer`; other named groups can be used in the templates. A row that does not match is refused."""
     empty_answer: str = "refuse"
-    """Rows whose answer is null or blank: `refuse` the file, or `drop` such rows and report their number."""
+    """Rows whose answer is null or blank: `refuse` the file, `drop` such rows and report their number, or `keep` them
+    with None, for another reward than one that reads the answer (`reward=math_code`)."""
     system: str | None = None
     """System message put before every prompt that has none of its own."""
     limit: int | None = None
@@ -49,4 +51,4 @@ class DataOptions:
     max_prompt_tokens: int = 512
     """Longer prompts are left out of the run, counted and reported before it starts; never cut."""
     task: dict[str, Any] = field(default_factory=dict)
-    """Options of an embedded task (`source=arithmetic`): see ruyi_rl/data/arithmetic.py."""
+    """Options of an embedded task, see ruyi_rl/data/<source>.py. Of a mixture: task -> its options."""

@@ -6,16 +6,23 @@ import ast
 import importlib.machinery
 import importlib.util
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ruyi_rl.refusal import Refusal, nearest
-from ruyi_rl.rewards.options import RewardOptions
+from ruyi_rl.rewards.options import RewardFunctionOptions, RewardOptions
 from ruyi_rl.rewards.paths import RewardPath, shipped_plugins
 
 # `exit` is the column that the trainer adds: the name of the exit that answered.
-_GIVEN = {"prompts", "completions", "completion_ids", "exit", "self"}
+_GIVEN = {
+    *("self", "prompts", "completions", "completion_ids", "exit"),
+    *("trainer_state", "log_extra", "log_metric", "environments"),
+}
+SCALES = ("sum_then_normalize", "normalize_then_sum")
+"""What `reward.scale` may be, besides None."""
+_CHOICES = {"scope": ("sample", "group", "batch"), "gate_on": ("passed", "failed"), "on_error": ("exclude", "stop")}
 
 
 def check_reward(options: RewardOptions) -> dict[str, list[str]]:
@@ -26,15 +33,17 @@ def check_reward(options: RewardOptions) -> dict[str, list[str]]:
 
     Raises:
         Refusal: no functions, a path that leads to no function, keyword arguments that the function does not know, a
-            weight that is not finite, a judge that is not among the functions.
+            package that the file imports and that is not installed, an impossible limit, gates in a circle, a judge
+            that is not among the functions.
     """
     if not options.functions:
         raise Refusal("reward.functions", "none given", "reward=math, or any other of conf/reward/")
     for name, function in options.functions.items():
         key = f"reward.functions.{name}"
         check_function(key, function.path, function.kwargs)
-        if not math.isfinite(function.weight):
-            raise Refusal(f"{key}.weight", f"{function.weight} is not a finite number", "any finite number")
+        _check_imports(f"{key}.path", function.path)
+        _check_limits(key, function)
+    gate_order(options.functions)
     if all(function.weight == 0 for function in options.functions.values()):
         raise Refusal("reward.functions", "every weight is 0, so that there is nothing to learn", "one weight not 0")
     if options.judge is not None and options.judge not in options.functions:
@@ -42,6 +51,9 @@ def check_reward(options: RewardOptions) -> dict[str, list[str]]:
         raise Refusal("reward.judge", problem, nearest(options.judge, options.functions))
     if not math.isfinite(options.pass_at):
         raise Refusal("reward.pass_at", f"{options.pass_at} is not a finite number", "any finite number")
+    _check_clip("reward.clip", options.clip)
+    if options.scale is not None and options.scale not in SCALES:
+        raise Refusal("reward.scale", f"{options.scale!r} is unknown", nearest(options.scale, SCALES))
     return {name: required_columns(function.path, function.kwargs) for name, function in options.functions.items()}
 
 
@@ -104,6 +116,82 @@ def required_columns(path: str, kwargs: Mapping[str, Any]) -> list[str]:
     return [argument.arg for argument in required if argument.arg not in _GIVEN | set(kwargs)]
 
 
+def gate_order(functions: Mapping[str, RewardFunctionOptions]) -> list[str]:
+    """The functions' names, each after its gate.
+
+    Raises:
+        Refusal: a gate that is none of them, or gates in a circle.
+    """
+    ordered: list[str] = []
+
+    def place(name: str, above: tuple[str, ...]) -> None:
+        if name in above:
+            circle = " -> ".join((*above[above.index(name) :], name))
+            raise Refusal(f"reward.functions.{name}.gate", f"gates in a circle: {circle}", "a gate that is asked first")
+        if name in ordered:
+            return
+        gate = functions[name].gate
+        if gate is not None:
+            if gate not in functions:
+                choices = [other for other in functions if other != name]
+                allowed = "one of: " + ", ".join(choices) if choices else "none: there is no other function"
+                raise Refusal(f"reward.functions.{name}.gate", f"no reward function {gate!r}", allowed)
+            place(gate, (*above, name))
+        ordered.append(name)
+
+    for name in functions:
+        place(name, ())
+    return ordered
+
+
+def _check_limits(key: str, function: RewardFunctionOptions) -> None:
+    if not math.isfinite(function.weight):
+        raise Refusal(f"{key}.weight", f"{function.weight} is not a finite number", "any finite number")
+    for name in ("timeout", "memory_gb"):
+        value = getattr(function, name)
+        if not (math.isfinite(value) and value > 0):
+            raise Refusal(f"{key}.{name}", f"{value} is not possible", "a finite number above 0")
+    if function.workers is not None and function.workers < 1:
+        raise Refusal(f"{key}.workers", f"{function.workers} is not possible", "1 or more, or null: by the cores")
+    for name, choices in _CHOICES.items():
+        value = getattr(function, name)
+        if value not in choices:
+            raise Refusal(f"{key}.{name}", f"{value!r} is unknown", nearest(value, choices))
+    if function.gate is None and function.gate_on != "passed":
+        raise Refusal(f"{key}.gate_on", f"{function.gate_on!r}, but there is no gate", f"{key}.gate=<a function>")
+    _check_clip(f"{key}.clip", function.clip)
+    if not 0 < function.max_failure_share <= 1:
+        problem = f"{function.max_failure_share} is not possible"
+        raise Refusal(f"{key}.max_failure_share", problem, "above 0, up to 1 (never stop)")
+
+
+def _check_clip(key: str, clip: list[float] | None) -> None:
+    if clip is None:
+        return
+    if len(clip) != 2 or any(math.isnan(value) for value in clip) or clip[0] > clip[1]:
+        raise Refusal(key, f"{clip} is not possible", "[lowest, highest], such as [0, 1]")
+
+
+def _check_imports(key: str, path: str) -> None:
+    """Refuse a plugin that imports, before anything else is asked, a package that is not installed."""
+    place = RewardPath.parse(path)
+    file = place.find() if place.file else None
+    if file is None:
+        return
+    for node in _parse(key, file).body:
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module]
+        for name in names:
+            package = name.partition(".")[0]
+            beside = (file.parent / package).is_dir() or (file.parent / f"{package}.py").is_file()
+            if package not in sys.modules and not beside and importlib.util.find_spec(package) is None:
+                problem = f"{file}:{node.lineno}: it imports {name!r}, and no package {package!r} is installed"
+                raise Refusal(key, problem, f"install it, such as with: pip install {package}")
+
+
 def _parse(key: str, file: Path) -> ast.Module:
     try:
         return ast.parse(file.read_bytes(), str(file))
@@ -147,6 +235,8 @@ def _check_signature(key: str, file: Path, tree: ast.Module, definition, kwargs:
         name = arguments.posonlyargs[0].arg
         raise Refusal(key, f"{place}: {definition.name} takes {name!r} by position only", "parameters without '/'")
     named = {argument.arg for argument in [*arguments.args, *arguments.kwonlyargs]}
+    if start := _definition(tree, "_start"):  # gets the same keyword arguments
+        named |= {argument.arg for argument in [*start.args.args, *start.args.kwonlyargs]}
     if unknown := [name for name in kwargs if name not in named | _read_names(tree)]:
         problem = f"{place}: {definition.name} has no parameter {unknown[0]!r}"
         choices: Iterable[str] = named - _GIVEN or {"no keyword arguments"}

@@ -27,7 +27,8 @@ class RewardFunctionOptions:
     """What a call must hold together: `sample` (each sample for itself: calls may be cut anywhere), `group` (all
     completions of a prompt and exit, for rewards that compare them) or `batch` (all that a rank has generated)."""
     gate: str | None = None
-    """Another function of this group: this one is asked only where that one passed; elsewhere it counts as 0."""
+    """Another function of this group: this one is asked only where that one passed (its reward is `pass_at` or more);
+    elsewhere it counts as 0. A weight of 0 makes that one a gate and nothing else."""
     gate_on: str = "passed"
     """`passed`, or `failed`: asked only where the gate did not pass."""
     clip: list[float] | None = None
@@ -35,7 +36,7 @@ class RewardFunctionOptions:
     on_error: str = "exclude"
     """`exclude`: a sample that it fails on is left out, counted and kept; `stop`: the run stops at once."""
     max_failure_share: float = 0.2
-    """Share of failed samples from which the run stops (over the last 512 samples, once there are 64)."""
+    """The run stops when more than this share of its last 512 samples failed (once there are 64). 1: never."""
 
 
 @dataclass
@@ -47,7 +48,8 @@ class RewardOptions:
     functions: dict[str, RewardFunctionOptions] = field(default_factory=dict)
     """Name -> reward function; the reward is their weighted sum."""
     judge: str | None = None
-    """The function whose reward >= `pass_at` means "solved" in evaluations. None: the first one."""
+    """The function whose reward >= `pass_at` means "solved" in evaluations. None: the only one, or else the weighted
+    sum."""
     pass_at: float = 1.0
     """Reward from which a completion counts as solved, for the judge and for gates."""
     clip: list[float] | None = None

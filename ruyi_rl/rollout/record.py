@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ruyi_rl.refusal import Refusal
-from ruyi_rl.rollout.worker import Completion, ExitStatistics, Request, RolloutFailed, Sampling, WorkerHealth
+from ruyi_rl.rollout.worker import Arrived, Completion, ExitStatistics, Request, RolloutFailed, Sampling, WorkerHealth
 
 if TYPE_CHECKING:
     from ruyi_rl.family import Family
@@ -22,7 +22,8 @@ class RolloutFile:
     """Appends rollouts to a JSONL file, one completion a line.
 
     Each row holds `step`, `exit`, `prompt`, `prompt_ids`, `completion`, `completion_ids`, `finished`, `log_probs` (of
-    the engine; null where it reports none), `rewards` (function -> score) and `advantage`.
+    the engine; null where it reports none), `rewards` (function -> score), `reward` (of all; null where the completion
+    is left out) and `advantage`.
     """
 
     def __init__(self, path: Path):
@@ -62,7 +63,9 @@ class ReplayRollout:
     def update_weights(self, family: Family) -> None:
         """What was drawn is drawn."""
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, arrived: Arrived | None = None
+    ) -> list[Completion]:
         completions = []
         for request in requests:
             waiting = self._waiting[request.exit, tuple(request.prompt_ids)]

@@ -15,7 +15,7 @@ from transformers.generation.logits_process import (
 )
 
 from ruyi_rl.family.model import Family
-from ruyi_rl.rollout.worker import Completion, ExitStatistics, Request, Sampling, Statistics, WorkerHealth
+from ruyi_rl.rollout.worker import Arrived, Completion, ExitStatistics, Request, Sampling, Statistics, WorkerHealth
 
 
 class TransformersRollout:
@@ -39,7 +39,9 @@ class TransformersRollout:
         """This family's own weights are what generates from now on."""
         self.family = family
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, arrived: Arrived | None = None
+    ) -> list[Completion]:
         """Complete left-padded batches of prompts of like length, exit by exit; the random state is left as it was."""
         completions: list[Completion | None] = [None] * len(requests)
         training = self.family.training
@@ -51,11 +53,14 @@ class TransformersRollout:
             with self.family.at_exit(exit):
                 for first in range(0, len(rows), self.batch_size):
                     batch = rows[first : first + self.batch_size]
-                    for row, completion in zip(batch, self._complete([requests[row] for row in batch], sampling)):
+                    done = self._complete([requests[row] for row in batch], sampling)
+                    for row, completion in zip(batch, done, strict=True):
                         completions[row] = completion
-            done = self._statistics.of(exit)
-            done.seconds += time.monotonic() - start
-            done.tokens += sum(len(completions[row].token_ids) for row in rows)
+                    if arrived is not None:
+                        arrived(batch, done)
+            statistics = self._statistics.of(exit)
+            statistics.seconds += time.monotonic() - start
+            statistics.tokens += sum(len(completions[row].token_ids) for row in rows)
         self.family.train(training)
         return completions
 

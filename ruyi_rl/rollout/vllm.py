@@ -22,6 +22,7 @@ from ruyi_rl.rollout.tensor_parallel import RequestGroup, check_tensor_parallel
 from ruyi_rl.rollout.vllm_version import set_environment
 from ruyi_rl.rollout.weights import BranchTensor, branch_layout, branch_tensors, write_branch_config
 from ruyi_rl.rollout.worker import (
+    Arrived,
     Completion,
     ExitStatistics,
     Request,
@@ -93,7 +94,9 @@ class VllmRollout:
             engine.load(branch_tensors(family, self._layouts[exit]))
             self._statistics.of(exit).sync_seconds += time.perf_counter() - start
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, arrived: Arrived | None = None
+    ) -> list[Completion]:
         """One completion a request, in order; each exit's requests run as one batch.
 
         Raises:
@@ -119,6 +122,8 @@ class VllmRollout:
             statistics.seconds += time.perf_counter() - start
             statistics.tokens += sum(len(completion.token_ids) for completion in done.values())
             completions |= done
+            if arrived is not None and done:
+                arrived([row - first for row in done], list(done.values()))
         self._sleep()
         return [completions[row] for row in own]
 

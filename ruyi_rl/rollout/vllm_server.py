@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import compress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +32,7 @@ from ruyi_rl.rollout.servers.worker import Worker
 from ruyi_rl.rollout.vllm_version import vllm_problem
 from ruyi_rl.rollout.weights import branch_layout, branch_tensors, write_branch_config, write_branch_weights
 from ruyi_rl.rollout.worker import (
+    Arrived,
     Completion,
     ExitStatistics,
     Request,
@@ -120,8 +122,13 @@ class VllmServerRollout:
                 self._pool.statistics.of(exit).sync_seconds += time.monotonic() - started
         self._on_rank_zero(lambda pool: pool.sync(version))
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, arrived: Arrived | None = None
+    ) -> list[Completion]:
         """One completion a request, in order, with the log-probs of vLLM.
+
+        Args:
+            arrived: called on rank 0 with its own; the other ranks get theirs all together.
 
         Raises:
             RolloutFailed: on every rank, after too many failures of workers.
@@ -132,9 +139,13 @@ class VllmServerRollout:
         check_requests(everything, sampling, self.spec)
         works: dict[str, ExitWork] = {}
 
+        def answered(positions: Sequence[int], completions: Sequence[Completion]) -> None:
+            own = [position < len(requests) for position in positions]  # this is rank 0, whose requests come first
+            arrived(list(compress(positions, own)), list(compress(completions, own)))
+
         def ask(pool: Pool) -> list[Completion] | None:
             if not works:
-                works.update(self._works(everything, sampling))
+                works.update(self._works(everything, sampling, answered if arrived is not None else None))
             if not pool.generate(works, sampling):
                 return None
             for exit, work in works.items():
@@ -205,11 +216,11 @@ class VllmServerRollout:
                         self._senders.feed(item)
                 self._on_rank_zero(end)
 
-    def _works(self, requests: Sequence[Request], sampling: Sampling) -> dict[str, ExitWork]:
+    def _works(self, requests: Sequence[Request], sampling: Sampling, arrived: Arrived | None) -> dict[str, ExitWork]:
         limit = min(LARGEST_GROUP, int(self.options.engine.get("max_num_seqs") or LARGEST_GROUP))
         groups = grouped(requests, sampling, limit)
         exits = dict.fromkeys(group.exit for group in groups)
-        return {exit: ExitWork([group for group in groups if group.exit == exit]) for exit in exits}
+        return {exit: ExitWork([group for group in groups if group.exit == exit], arrived) for exit in exits}
 
     def _open(self) -> str:
         """Makes the pool (rank 0); returns how weights travel."""

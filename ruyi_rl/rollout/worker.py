@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -72,6 +72,10 @@ class Completion:
     where the back end reports it."""
 
 
+Arrived = Callable[[Sequence[int], Sequence[Completion]], None]
+"""Called with the places of requests and their completions as soon as these are there; each place comes once."""
+
+
 @dataclass
 class ExitStatistics:
     """What one exit's worker has done since it was last asked."""
@@ -115,8 +119,13 @@ class Rollout(Protocol):
         """Take the family's current weights; it may be sharded by ZeRO-3. Called before the first generate."""
         ...
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, arrived: Arrived | None = None
+    ) -> list[Completion]:
         """One completion a request, in order.
+
+        Args:
+            arrived: called while others are still generated, where the back end can, and for as many as it can.
 
         Raises:
             RolloutFailed: after more failures than are allowed.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig
 
 from ruyi_rl import ranks
@@ -20,10 +21,11 @@ from ruyi_rl.refusal import Refusal
 from ruyi_rl.report.batch import Prompts, StepPlan, grpo_steps, plan_table
 from ruyi_rl.report.curves import draw_curves
 from ruyi_rl.rewards.check import check_reward
-from ruyi_rl.rewards.loading import LoadedReward, load_reward_functions
+from ruyi_rl.rewards.failures import RewardFailures, failure_counts
+from ruyi_rl.rewards.scoring import RewardScorer
 from ruyi_rl.rollout.record import ReplayRollout, RolloutFile
 from ruyi_rl.rollout.worker import Rollout
-from ruyi_rl.stages.held_out import measure, measured_already, release_memory
+from ruyi_rl.stages.held_out import measure, measured_already, release_memory, reward_failures
 from ruyi_rl.stages.inputs import chosen_exits, load_to_train, load_tokenizer, weight_bytes
 from ruyi_rl.stages.rollout_only import record_rollouts
 from ruyi_rl.stages.rollouts import completion_limit, rollouts
@@ -33,20 +35,22 @@ from ruyi_rl.training.deepspeed import deepspeed_config
 from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
 from ruyi_rl.training.session import enter_deepspeed, leave_deepspeed, train
 
-OF_THE_TRAINER = frozenset(("exit", "trainer_state", "log_extra", "log_metric", "environments"))
-"""What a reward function may ask for that is no field of the data."""
-
 
 def run(context: StageContext) -> dict[str, Any]:
     """Measures the family that the stage starts from, trains it, measures it again."""
-    config = context.config
+    with RewardScorer(context.config.reward) as scorer:
+        ranks.on_rank_zero(scorer.start)  # what cannot start is found before anything is loaded
+        return _run(context, scorer)
+
+
+def _run(context: StageContext, scorer: RewardScorer) -> dict[str, Any]:
+    config, failures = context.config, reward_failures(context)
     exits = chosen_exits(context.input, config.grpo.exits, "grpo.exits")
     needs = {column for columns in check_reward(config.reward).values() for column in columns}
-    splits = load_data(config.data, config.seed, "grpo", needs - OF_THE_TRAINER)
-    rewards = load_reward_functions(config.reward)
-    args = arguments(context, rewards, sharded=False)  # refuses bad values before minutes of measuring
+    splits = load_data(config.data, config.seed, "grpo", needs)
+    args = arguments(context, sharded=False)  # refuses bad values before minutes of measuring
     tokenizer = load_tokenizer(context.input)
-    inputs = Inputs(exits, tokenizer, rewards, *prompts_of(config, splits, tokenizer, args))
+    inputs = Inputs(exits, tokenizer, scorer, failures, *prompts_of(config, splits, tokenizer, args))
 
     names = list(exits)
     if config.grpo.replay is not None:
@@ -56,24 +60,25 @@ def run(context: StageContext) -> dict[str, Any]:
     else:
         limit = completion_limit(context, args.max_completion_length)
         with rollouts(context, context.input, names, tokenizer, inputs.longest_prompt, limit) as rollout:
+
+            def measured(folder: Path, description: str) -> dict[str, Any] | None:
+                return measure(context, folder, splits.test, scorer, failures, names, rollout, description)
+
             if config.grpo.rollout_only:
                 file = RolloutFile(context.folder / "rollouts.jsonl")
-                args = arguments(context, rewards, sharded=False)
+                failures.forget(lambda row: True)
+                args = arguments(context, sharded=False)
                 return record_rollouts(context, _trainer(context, inputs, args, rollout, file.write), file)
             before = context.kept("before")
             if before is None:
-                before = measured_already(context, names) or measure(
-                    context, context.input, splits.test, rewards, names, rollout, "held-out pass rate before grpo"
-                )
+                before = measured_already(context, names) or measured(context.input, "held-out pass rate before grpo")
                 context.keep("before", before or {"exits": {}})
             if not context.kept("trained"):
                 _train(context, inputs, rollout)
                 context.keep("trained", True)
             after = context.kept("after")
             if after is None:
-                after = measure(
-                    context, context.folder, splits.test, rewards, names, rollout, "held-out pass rate after grpo"
-                )
+                after = measured(context.folder, "held-out pass rate after grpo")
                 context.keep("after", after or {"exits": {}})
 
     rows = read_metrics(context.folder / "metrics.jsonl")
@@ -81,18 +86,21 @@ def run(context: StageContext) -> dict[str, Any]:
         metrics = ["reward", "completions/mean_length"]
         draw_curves(rows, names, metrics, context.folder / "curves.png", f"{config.name}: grpo")
     found = summary(rows, names, before or {"exits": {}}, after or {"exits": {}})
-    updates = args.num_iterations * args.steps_per_generation / args.gradient_accumulation_steps
     found["rollout"] = rollout_summary(rows, names)
-    found["reward_failures"] = reward_failures(rows, names, args.generation_batch_size / len(names) / updates)
+    counts = failure_counts(failures.path)
+    found["reward_failures"] = sum(sum(kinds.values()) for kinds in counts.values())
+    found["reward_failures_by_kind"] = counts
     return found
 
 
-def arguments(context: StageContext, rewards: Sequence[LoadedReward], sharded: bool) -> GRPOConfig:
+def arguments(context: StageContext, sharded: bool) -> GRPOConfig:
     """The trainer's arguments; without `sharded` no DeepSpeed is set up."""
     config = context.config
     defaults: dict[str, Any] = {
-        "reward_weights": [reward.weight for reward in rewards],
+        "reward_weights": [float(function.weight) for function in config.reward.functions.values()],
     }
+    if config.reward.scale is not None:
+        defaults["multi_objective_aggregation"] = config.reward.scale
     if sharded:
         defaults["deepspeed"] = deepspeed_config(config.deepspeed, ranks.world_size())
         enter_deepspeed(defaults["deepspeed"])
@@ -105,7 +113,8 @@ class Inputs:
 
     exits: Mapping[str, int]
     tokenizer: PreTrainedTokenizerBase
-    rewards: Sequence[LoadedReward]
+    scorer: RewardScorer
+    failures: RewardFailures
     rows: Dataset
     """Training rows whose prompts are within the limit."""
     report: PromptReport
@@ -137,7 +146,7 @@ def _trainer(
     try:
         return FamilyGRPOTrainer(
             model=family,
-            reward_funcs=[reward.function for reward in inputs.rewards],
+            reward_funcs=inputs.scorer,
             args=args,
             train_dataset=inputs.rows,
             processing_class=inputs.tokenizer,
@@ -146,15 +155,26 @@ def _trainer(
             exit_weights=context.config.grpo.exit_weights,
             rollout=rollout,
             record=record,
-            callbacks=callbacks,
+            failures=inputs.failures,
+            callbacks=[*callbacks, ForgetRepeated(inputs.failures)],
         )
     except ValueError as error:
         raise Refusal("grpo.trainer", str(error)) from error
 
 
+class ForgetRepeated(TrainerCallback):
+    """A resumed training draws again what came after its checkpoint: the failures among it are not to count twice."""
+
+    def __init__(self, failures: RewardFailures):
+        self.failures = failures
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.failures.forget(lambda row: row["mode"] == "train" and row["step"] >= state.global_step)
+
+
 def _train(context: StageContext, inputs: Inputs, rollout: Rollout) -> None:
     report = inputs.report
-    args = arguments(context, inputs.rewards, sharded=True)
+    args = arguments(context, sharded=True)
     trainer = _trainer(context, inputs, args, rollout)
     plan = trainer.plan
     longest = min(report.longest, report.limit)
@@ -235,17 +255,3 @@ def rollout_summary(rows: Sequence[Mapping[str, Any]], exits: Sequence[str]) -> 
             **({"logp_difference_mean": statistics.fmean(mean), "logp_difference_max": max(largest)} if mean else {}),
         }
     return found
-
-
-def reward_failures(rows: Sequence[Mapping[str, Any]], exits: Sequence[str], completions: float) -> int:
-    """Completions without a reward, from the logged shares.
-
-    Args:
-        completions: completions of one exit that are generated for each optimiser step.
-    """
-    total, last = 0.0, 0
-    for row in rows:
-        shares = [row.get(f"{name}/unscored") or 0.0 for name in exits]
-        total += sum(shares) * completions * (row["step"] - last)
-        last = row["step"]
-    return round(total)

@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 
+from ruyi_rl import ranks
 from ruyi_rl.config import RunConfig
 from ruyi_rl.data.prompts import limit_prompts
 from ruyi_rl.evaluation import Judge, evaluate_family
 from ruyi_rl.execution import StageContext
-from ruyi_rl.refusal import Refusal, nearest
+from ruyi_rl.pipeline import decides
 from ruyi_rl.report.progress import ProgressLine
 from ruyi_rl.report.tables import percent
-from ruyi_rl.rewards.loading import LoadedReward
-from ruyi_rl.rewards.options import RewardOptions
+from ruyi_rl.rewards.composition import composed_rewards, function_rewards
+from ruyi_rl.rewards.failures import FILE, RewardFailures, Share, share_of
+from ruyi_rl.rewards.scoring import RewardScorer
 from ruyi_rl.rollout.worker import Rollout
 from ruyi_rl.run_folder import StageFolder, config_hash, flat
 from ruyi_rl.stages.inputs import device, load_family, load_tokenizer
@@ -28,17 +30,52 @@ DEFAULT_COMPLETION = 256
 """TRL's max_completion_length."""
 
 
-def judge_of(rewards: Sequence[LoadedReward], options: RewardOptions) -> Judge:
-    """The judge that `reward.judge` names; None: the first function.
+class ScoredJudge:
+    """The judge of a `reward` group as a function of TRL's signature, which never raises.
 
-    Raises:
-        Refusal: it names no function of the group.
+    What it cannot judge is None; `settle` shares that with the other ranks, and ends all of them where it is too much.
+
+    Args:
+        scorer: has the judge's function and those of its gates.
+        failures: takes what failed.
+        occasion: what is measured.
     """
-    by_name = {reward.name: reward for reward in rewards}
-    name = options.judge or next(iter(by_name), "")
-    if name not in by_name:
-        raise Refusal("reward.judge", f"no reward function {name!r}", nearest(name, by_name))
-    return Judge(by_name[name].function, options.pass_at)
+
+    def __init__(self, scorer: RewardScorer, failures: RewardFailures, occasion: str):
+        self.scorer, self.failures, self.occasion = scorer, failures, occasion
+        self._shares: list[Share] = []
+
+    def __call__(self, prompts, completions, exit, log_extra, log_metric, **columns) -> list[float | None]:
+        columns |= {"prompts": prompts, "exit": exit}
+        judges = self.scorer.judges
+        try:
+            scored = self.scorer.score(completions, columns, groups=[repr(prompt) for prompt in prompts], only=judges)
+        except Exception as error:  # noqa: BLE001  whatever it is, all ranks must end together
+            self._shares.append(Share({}, problem=f"{type(error).__name__}: {error}"))
+            return [None] * len(completions)
+        self._shares.append(share_of(scored, exit, prompts, completions))
+        if len(judges) > 1:
+            return composed_rewards(self.scorer.options, scored)
+        return function_rewards(scored, judges[0])
+
+    def settle(self) -> None:
+        """Gives `failures` what all ranks' completions since the last call came to.
+
+        Raises:
+            StageFailed: on every rank, see `RewardFailures.take`.
+        """
+        shares = [share for rank in ranks.gathered(self._shares) for share in rank]
+        self._shares = []
+        self.failures.take(shares, "evaluation", occasion=self.occasion)
+
+
+def reward_failures(context: StageContext) -> RewardFailures:
+    """Where a stage keeps what its rewards fail on."""
+    return RewardFailures(
+        context.config.reward,
+        context.folder / FILE,
+        lambda text: context.console.print(text, markup=False, highlight=False, soft_wrap=True),
+    )
 
 
 def evaluation_options(config: RunConfig) -> EvaluationOptions:
@@ -49,9 +86,10 @@ def evaluation_options(config: RunConfig) -> EvaluationOptions:
 
 def measurement(config: RunConfig) -> str:
     """Hash of all that decides a measurement but the family: equal hashes make pass rates comparable."""
+    reward = flat({"reward": asdict(config.reward)})
     tree = {
         "evaluation": asdict(evaluation_options(config)),
-        "reward": asdict(config.reward),
+        "reward": {key: value for key, value in reward.items() if decides(key)},
         "rollout": config.rollout.backend,
         "data": asdict(config.data),
         "template": config.grpo.trainer.get("chat_template_kwargs") or {},
@@ -64,7 +102,8 @@ def measure(
     context: StageContext,
     folder: Path,
     rows: Any,
-    rewards: Sequence[LoadedReward],
+    scorer: RewardScorer | None,
+    failures: RewardFailures,
     exits: Sequence[str],
     rollout: Rollout,
     description: str,
@@ -73,6 +112,8 @@ def measure(
 
     Args:
         rows: held-out rows.
+        scorer: judges; None: nothing is measured.
+        failures: takes what could not be judged.
         exits: names of the exits to measure.
         rollout: generates, with this family's weights from now on.
         description: for the progress line.
@@ -82,18 +123,20 @@ def measure(
         or None where evaluation is off, or there is nothing to judge with or on.
     """
     config, options = context.config, evaluation_options(context.config)
-    if not options.problems or not rewards or not len(rows):
+    if not options.problems or scorer is None or not len(rows):
         return None
     tokenizer = load_tokenizer(folder)
     template_kwargs = config.grpo.trainer.get("chat_template_kwargs") or {}
     rows, _ = limit_prompts(rows, tokenizer, config.data.max_prompt_tokens, template_kwargs)
     family = load_family(folder, config.model).to(device()).eval()
     rollout.update_weights(family)
+    failures.forget(lambda row: row.get("occasion") == description)  # of an attempt that did not come to its end
+    judge = ScoredJudge(scorer, failures, description)
     with ProgressLine(context.console, description, 2 * len(exits), lines=0) as line:
         scores = evaluate_family(
             tokenizer,
             rows,
-            judge_of(rewards, config.reward),
+            Judge(judge, config.reward.pass_at, judge.settle),
             exits,
             options,
             rollout,

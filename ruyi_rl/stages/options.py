@@ -1,4 +1,4 @@
-"""`generate` and `serve`: what the two tools do with a finished family. Importing this module imports no torch."""
+"""What each tool is asked for, one block a tool. Importing this module imports no torch."""
 
 from __future__ import annotations
 
@@ -49,3 +49,28 @@ class ServeOptions:
     log-probabilities of the distribution that it drew from."""
     engine: dict[str, Any] = field(default_factory=dict)
     """Any further flag of `vllm serve`, such as `max_model_len`."""
+
+
+@dataclass
+class NewRewardOptions:
+    """The `new_reward` block, read by `stage=new_reward`."""
+
+    kind: str = "plain"
+    """`plain`: a function; `async`: one that waits for something outside, such as a server; `group`: one that compares
+    the completions of a prompt with each other."""
+
+
+@dataclass
+class CheckRewardOptions:
+    """The `check_reward` block, read by `stage=check_reward`."""
+
+    samples: int = 32
+    """Rows of the data whose completions are scored, or the most completions that are read of the file."""
+    completions: str | None = None
+    """JSONL file of completions to score, such as `generate.output` or the file of `grpo.rollout_only`; columns that a
+    line lacks are those of the data's row with its prompt. None: the data's own reference completions, right and
+    exchanged between rows. Where there are no `completion_ids`, a completion has one a byte."""
+    shown: int = 16
+    """Most rows of the table of samples."""
+    output: str | None = None
+    """JSON file for all results; an older file is replaced. None: they are only shown."""

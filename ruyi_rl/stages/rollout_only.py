@@ -40,16 +40,11 @@ def record_rollouts(context: StageContext, trainer: FamilyGRPOTrainer, file: Rol
 
 
 def exit_summaries(rows: Sequence[Mapping[str, Any]], trainer: FamilyGRPOTrainer) -> dict[str, dict[str, float]]:
-    """Exit -> number of completions, mean reward (weighted as in training), mean tokens, share of truncated ones."""
-    weights = dict(zip(trainer.reward_func_names, trainer.reward_weights.tolist()))
+    """Exit -> number of completions, mean reward (as in training), mean tokens, share of truncated ones."""
     found = {}
     for name in reversed(trainer.exits):
         mine = [row for row in rows if row["exit"] == name]
-        rewards = [
-            sum(weights[function] * score for function, score in row["rewards"].items() if score is not None)
-            for row in mine
-            if any(score is not None for score in row["rewards"].values())
-        ]
+        rewards = [row["reward"] for row in mine if row["reward"] is not None]
         found[name] = {
             "completions": len(mine),
             "reward": statistics.fmean(rewards) if rewards else math.nan,

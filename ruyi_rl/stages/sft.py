@@ -14,9 +14,9 @@ from ruyi_rl.execution import StageContext
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.report.curves import draw_curves
 from ruyi_rl.rewards.check import check_reward
-from ruyi_rl.rewards.loading import load_reward_functions
+from ruyi_rl.rewards.scoring import RewardScorer, check_start
 from ruyi_rl.run_folder import PHASES
-from ruyi_rl.stages.held_out import measure
+from ruyi_rl.stages.held_out import measure, reward_failures
 from ruyi_rl.stages.inputs import chosen_exits, load_tokenizer
 from ruyi_rl.stages.joint import closing_weights, joint_training, training_summary
 from ruyi_rl.stages.rollouts import completion_limit, rollouts
@@ -30,9 +30,9 @@ def run(context: StageContext) -> dict[str, Any]:
     exits = chosen_exits(context.input, options.exits, "sft.exits")
     tokenizer = load_tokenizer(context.input)
     splits = load_data(config.data, config.seed, "sft")
-    # Before the training: a reward that cannot be loaded should not be found out after it.
     judged = config.evaluation.problems > 0 and can_judge(context, splits.test)
-    rewards = load_reward_functions(config.reward) if judged else []
+    if judged:
+        check_start(config.reward)  # a reward that cannot start should not be found out after the training
     second = mixture(context, splits.train) if options.stage_two.data is not None else None
 
     first_folder = context.folder if second is None else context.folder / PHASES[0]
@@ -77,9 +77,19 @@ def run(context: StageContext) -> dict[str, Any]:
         template_kwargs = config.grpo.trainer.get("chat_template_kwargs")
         _, prompts = limit_prompts(held_out, tokenizer, config.data.max_prompt_tokens, template_kwargs)
         longest, limit = min(prompts.longest, prompts.limit), completion_limit(context)
-        with rollouts(context, context.folder, list(exits), tokenizer, longest, limit) as rollout:
+        with (
+            RewardScorer(config.reward) as scorer,
+            rollouts(context, context.folder, list(exits), tokenizer, longest, limit) as rollout,
+        ):
             found = measure(
-                context, context.folder, held_out, rewards, list(exits), rollout, "held-out pass rate after sft"
+                context,
+                context.folder,
+                held_out,
+                scorer,
+                reward_failures(context),
+                list(exits),
+                rollout,
+                "held-out pass rate after sft",
             )
         if found is not None:
             summary["held_out"] = found

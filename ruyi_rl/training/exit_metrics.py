@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from trl.trainer.utils import nanstd
 
+from ruyi_rl.rewards.failures import Share, counted
 from ruyi_rl.rollout.worker import ExitStatistics
 from ruyi_rl.training.advantages import dead_groups
 
@@ -24,8 +25,8 @@ def rollout_metrics(
     """Means over one generation batch of all ranks.
 
     Args:
-        rewards: (rows,); NaN where no function gave one.
-        rewards_per_function: (rows, functions).
+        rewards: (rows,); NaN where a completion is left out.
+        rewards_per_function: (rows, functions); NaN where a function gave none, 0 behind a closed gate.
         function_names: the functions' names.
         lengths: (rows,) completion lengths in tokens.
         truncated: (rows,) 1 where a completion ran into the limit.
@@ -53,6 +54,16 @@ def rollout_metrics(
             "unscored": rewards[rows].isnan().float().mean().item(),
         }
     return metrics
+
+
+def failure_metrics(shares: Sequence[Share], exits: Sequence[str]) -> dict[str, float]:
+    """`rewards/<function>/failures/<kind>`, and the same for each exit, of all ranks; nothing where there are none."""
+    found = {}
+    for prefix, exit in (("", None), *((f"{name}/", name) for name in exits)):
+        for function, kinds in counted(shares, exit).items():
+            for kind, number in kinds.items():
+                found[f"{prefix}rewards/{function}/failures/{kind}"] = float(number)
+    return found
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,22 @@ from contextlib import contextmanager
 import torch
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
+from trl.data_utils import is_conversational
 from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.utils import nanstd
 
+from ruyi_rl.rewards.composition import Composed, Composition, compose, reward_tensor, state_tensor, states_of
+from ruyi_rl.rewards.failures import RewardFailures
+from ruyi_rl.rewards.scored import State
+from ruyi_rl.rewards.scoring import RewardScorer
 from ruyi_rl.rollout.transformers import TransformersRollout, end_token_ids
 from ruyi_rl.rollout.worker import Completion, Request, Rollout, Sampling, request_seeds
 from ruyi_rl.training.advantages import group_advantages, normalized_advantages
 from ruyi_rl.training.batches import plan_batches
-from ruyi_rl.training.exit_metrics import engine_mismatch, rollout_metrics, worker_metrics
+from ruyi_rl.training.exit_metrics import engine_mismatch, failure_metrics, rollout_metrics, worker_metrics
 from ruyi_rl.training.family_trainer import FamilyTrainer, train_only
 from ruyi_rl.training.rows import FamilySampler, balanced_chunks, block_layout, deepest_first, expand_rows
+from ruyi_rl.training.scored_batch import ScoredBatch
 
 
 class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
@@ -35,17 +42,22 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
     Takes what GRPOTrainer takes, with a `Family` as the model and one dataset row a prompt, and:
 
     Args:
+        reward_funcs: as for GRPOTrainer, or a `RewardScorer`, whose functions are isolated and composed as its options
+            say, and run while further completions are generated.
         exits: names of the exits to train; None: all. Parameters that none of them runs through are frozen.
         advantage_scale: see `group_advantages`.
         exit_weights: exit -> w_e; 1 where not named.
         rollout: who generates; None: transformers' generate. Where it reports log-probs, TRL's importance correction
             (`vllm_importance_sampling_*`) weighs every exit's loss by them.
         record: called with the rows of each generation batch (see `RolloutFile`), on rank 0.
+        failures: keeps what a scorer's functions failed on, and ends the training where that is too much; None: one
+            that keeps nothing.
 
     Metrics: TRL's, averaged over the exits, and `<exit>/<metric>` for each exit. Reward functions get the exits' names
     as the column `exit`.
 
     Raises:
+        StageFailed: (in training, with a scorer) rewards cannot be computed, or fail too often.
         ValueError: batch sizes that do not fit exits and samples, too few prompts for one generation batch, or an
             option that has no meaning for several exits.
     """
@@ -63,8 +75,13 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
         exit_weights: Mapping[str, float] | None = None,
         rollout: Rollout | None = None,
         record: Callable[[list[dict]], None] | None = None,
+        failures: RewardFailures | None = None,
         **kwargs,
     ):
+        self._scorer = reward_funcs if isinstance(reward_funcs, RewardScorer) else None
+        if self._scorer is not None:
+            reward_funcs = self._scorer.functions
+            self._failures = failures or RewardFailures(self._scorer.options)
         self.exits = deepest_first(train_only(model, exits), model.exits)
         self.advantage_scale = advantage_scale
         exit_weights = exit_weights or {}
@@ -105,6 +122,11 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
             model, self._tokenizer.pad_token_id, end_token_ids(model, self._tokenizer)
         )
         self._record = record
+        if self._scorer is not None:
+            self._composition = Composition.of(self._scorer.options, self._scorer.names)
+            self.reward_weights = torch.tensor(self._composition.weights)
+        else:
+            self._composition = Composition(tuple(self.reward_weights.tolist()), (None,) * len(self.reward_weights))
 
     def _get_train_sampler(self, dataset=None):
         return FamilySampler(
@@ -147,20 +169,22 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
         mode = "train" if self.model.training else "eval"
         samples = self.num_generations if mode == "train" else self.num_generations_eval
         local = block_layout(len(inputs), len(self.exits), samples, self.accelerator.device)
-        self._exit_ids = local.exit_ids
+        self._exit_ids, self._inputs = local.exit_ids, inputs
         output = super()._generate_and_score_completions(inputs)
 
         world = block_layout(len(self._rewards), len(self.exits), samples, self.accelerator.device)
-        weights = self.reward_weights.to(self._rewards.device)
-        rewards = (self._rewards * weights).nansum(dim=1).masked_fill(self._rewards.isnan().all(dim=1), torch.nan)
+        rewards = self._composed.rewards
         if self.multi_objective_aggregation == "normalize_then_sum":
-            advantages = normalized_advantages(self._rewards, weights, world.prompt_ids, world.exit_ids)
+            columns = self._rewards.masked_fill(rewards.isnan()[:, None], torch.nan)
+            weights = self.reward_weights.to(rewards.device)
+            advantages = normalized_advantages(columns, weights, world.prompt_ids, world.exit_ids)
         else:
             advantages = group_advantages(rewards, world.prompt_ids, world.exit_ids, self.advantage_scale)
         start = self.accelerator.process_index * len(inputs)
         output["advantages"] = advantages[start : start + len(inputs)]
         output["exit_ids"] = local.exit_ids
         output["exit_tokens"] = self._tokens_per_exit(output, local.exit_ids)
+        self._log_rewards(mode, rewards, samples)
         self._log_rollouts(mode, rewards, world, advantages, [row["exit"] for row in inputs])
         self._log_workers(mode, output)
         if self._record is not None:
@@ -172,6 +196,15 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
         mask = output["completion_mask"] * output.get("tool_mask", 1)
         local = torch.zeros(len(self.exits), device=mask.device).index_add_(0, exit_ids, mask.sum(1).float())
         return self.accelerator.reduce(local, reduction="sum")
+
+    def _log_rewards(self, mode, rewards, samples) -> None:
+        """Puts the composed rewards in the place of TRL's, which knows no failures, gates and clips."""
+        metrics = self._metrics[mode]
+        metrics["reward"][-1] = rewards.nanmean().item()
+        metrics["reward_std"][-1] = nanstd(rewards).item()
+        if self.multi_objective_aggregation == "sum_then_normalize":
+            spread = nanstd(rewards.view(-1, samples), dim=1).repeat_interleave(samples)
+            metrics["frac_reward_zero_std"][-1] = torch.isclose(spread, torch.zeros_like(spread)).float().mean().item()
 
     def _log_rollouts(self, mode, rewards, layout, advantages, exit_names) -> None:
         lengths, truncated = self.accelerator.gather(self._completion_shape).unbind(1)
@@ -205,6 +238,7 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
         """Gives rank 0's `record` the rows of all ranks."""
         first = self.accelerator.process_index * len(inputs)
         rewards = self._rewards[first : first + len(inputs)].tolist()
+        totals = self._composed.rewards[first : first + len(inputs)].tolist()
         rows = [
             {
                 "step": self.state.global_step,
@@ -218,10 +252,11 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
                 "rewards": {
                     name: None if math.isnan(score) else score for name, score in zip(self.reward_func_names, scores)
                 },
+                "reward": None if math.isnan(total) else total,
                 "advantage": advantage,
             }
-            for row, (request, completion), scores, advantage in zip(
-                inputs, self._rolled_out, rewards, advantages.tolist(), strict=True
+            for row, (request, completion), scores, total, advantage in zip(
+                inputs, self._rolled_out, rewards, totals, advantages.tolist(), strict=True
             )
         ]
         rows = gather_object(rows)
@@ -239,7 +274,7 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
         start = time.monotonic()
         with self._rollout_weights():
             ready = time.monotonic()
-            completions: list[Completion] = self.rollout.generate(requests, self._sampling())
+            completions = self._generate_scored(requests, num_generations)
         self._rollout_times = {"rollout/sync_seconds": ready - start, "rollout/seconds": time.monotonic() - ready}
         self._rolled_out = list(zip(requests, completions, strict=True))
         self._completion_shape = torch.tensor(
@@ -251,6 +286,34 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
         # TRL corrects for an engine's distribution, whichever engine it is, where this says so.
         self.use_vllm = None not in log_probs
         return [completion.token_ids for completion in completions], log_probs if self.use_vllm else None
+
+    def _generate_scored(self, requests: list[Request], samples: int) -> list[Completion]:
+        """Generates, and with a scorer has whole groups scored meanwhile."""
+        if self._scorer is None:
+            return self.rollout.generate(requests, self._sampling())
+        self._batch = ScoredBatch(self._scorer, self._inputs, samples, self.state, self._completions_of)
+        try:
+            completions = self.rollout.generate(
+                requests, self._sampling(), self._batch.arrived if self._decodes_plainly else None
+            )
+        except BaseException:
+            self._batch.cancel()
+            raise
+        self._batch.rollouts_ended = time.monotonic()
+        return completions
+
+    @property
+    def _decodes_plainly(self) -> bool:
+        """Whether TRL decodes completions and does nothing more to them, so that they need not wait for it."""
+        parsed = any(getattr(self._tokenizer, name, None) for name in ("response_template", "response_schema"))
+        return not parsed and not self.tools
+
+    def _completions_of(self, token_ids: Sequence[list[int]]) -> list:
+        """Completions as TRL makes them of token ids."""
+        texts = self.processing_class.batch_decode(token_ids, skip_special_tokens=True)
+        if is_conversational({"prompt": self._inputs[0]["prompt"]}):
+            return [[{"role": "assistant", "content": text}] for text in texts]
+        return texts
 
     @contextmanager
     def _rollout_weights(self):
@@ -289,8 +352,39 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
         return mode, step, count
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        mode = "train" if self.model.training else "eval"
+        start = time.monotonic()
+        if self._scorer is None:
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+            states = states_of(rewards)
+        else:
+            rewards, states = self._collect_rewards(mode, completions, completion_ids_list)
+        self._metrics[mode]["rewards/seconds"].append(time.monotonic() - start)
+        self._composed: Composed = compose(rewards, states, self._composition)
+        self._rewards = self._composed.columns
         return self._rewards
+
+    def _collect_rewards(self, mode, completions, token_ids) -> tuple[torch.Tensor, torch.Tensor]:
+        """(rows, functions) of all ranks: rewards and states, see `compose`; every rank ends where another does."""
+        scored, share = self._batch.collect(completions, token_ids)
+        shares = gather_object([share])
+        self._failures.take(shares, mode, self.state.global_step)
+        for column, values in scored.extra.items():
+            self._pending_extra_logs[column].extend(values)
+        for name, values in scored.metrics.items():
+            self._pending_metrics[name].extend(values)
+        metrics = self._metrics[mode]
+        metrics["rewards/overlapped_seconds"].append(self._batch.overlapped)
+        for name, value in failure_metrics(shares, self.exits).items():
+            metrics[name].append(value)
+        device = self.accelerator.device
+        rewards = self.accelerator.gather(reward_tensor(scored).to(device))
+        states = self.accelerator.gather(state_tensor(scored).to(device))
+        for index, name in enumerate(self._scorer.names):
+            if self._scorer.options.functions[name].gate is not None:
+                asked = (states[:, index] != State.CLOSED) & (states[:, index] != State.UNDECIDED)
+                metrics[f"rewards/{name}/asked"].append(asked.float().mean().item())
+        return rewards, states
 
     def _get_per_token_logps_and_entropies(
         self,

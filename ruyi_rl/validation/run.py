@@ -8,14 +8,15 @@ from pathlib import Path
 
 from ruyi_rl.config import RunConfig
 from ruyi_rl.data.check import check_data
-from ruyi_rl.pipeline import TOOLS, chain
+from ruyi_rl.pipeline import REWARD_TOOLS, TOOLS, chain
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.rewards.check import check_reward
+from ruyi_rl.validation.authoring import check_reward_tool
 from ruyi_rl.validation.deepspeed import check_deepspeed
 from ruyi_rl.validation.model import check_chat_template, check_model, known_exits
 from ruyi_rl.validation.rollout import check_lengths, check_rollout
 from ruyi_rl.validation.serving import check_launch, check_tool
-from ruyi_rl.validation.training import check_evaluation, check_grpo, check_pretrain, check_sft
+from ruyi_rl.validation.training import check_aggregation, check_evaluation, check_grpo, check_pretrain, check_sft
 from ruyi_rl.validation.values import require
 
 
@@ -28,6 +29,9 @@ def validate(config: RunConfig) -> None:
     if config.stage.name == "overview":
         return
     check_launch(config)
+    if config.stage.name in REWARD_TOOLS:
+        check_reward_tool(config)
+        return
     if config.stage.name in TOOLS:
         check_tool(config)
         return
@@ -46,6 +50,7 @@ def validate(config: RunConfig) -> None:
     if "grpo" in stages:
         check_grpo(config.grpo, exits, _world_size(config), config.rollout.backend)
         columns = {column for names in check_reward(config.reward).values() for column in names}
+        check_aggregation(config.reward, config.grpo)
     if "sft" in stages or "grpo" in stages:
         check_chat_template(config, stages)
         check_evaluation(config.evaluation)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ruyi_rl.refusal import Refusal
+from ruyi_rl.rewards.options import RewardOptions
 from ruyi_rl.training.batches import plan_batches
 from ruyi_rl.training.options import ADVANTAGE_SCALES, EvaluationOptions, GRPOOptions, SFTOptions
 from ruyi_rl.training.schedules import PRESETS, SCHEDULES, loss_weights
@@ -124,13 +125,26 @@ def check_grpo(
             f"steers one coefficient, but {len(names)} exits are trained",
             "grpo.trainer.entropy_coef, or grpo.exits=[<one>]",
         )
-    if trainer.get("multi_objective_aggregation") == "normalize_then_sum" and options.advantage.scale != "group":
+    check_batches(trainer, None if names is None else len(names), world_size)
+
+
+def check_aggregation(reward: RewardOptions, options: GRPOOptions) -> None:
+    """Check `reward.scale` and `reward.clip` against the trainer's aggregation and the advantages' scale."""
+    key, given = "grpo.trainer.multi_objective_aggregation", options.trainer.get("multi_objective_aggregation")
+    if reward.scale is not None and given is not None and given != reward.scale:
+        raise Refusal("reward.scale", f"{reward.scale} contradicts {key}={given}", "one of the two")
+    scale = reward.scale or given
+    if scale != "normalize_then_sum":
+        return
+    if options.advantage.scale != "group":
         raise Refusal(
             "grpo.advantage.scale",
-            f"{options.advantage.scale!r} is never used under multi_objective_aggregation=normalize_then_sum",
-            "group, or multi_objective_aggregation=sum_then_normalize",
+            f"{options.advantage.scale!r} is never used under {'reward.scale' if reward.scale else key}={scale}",
+            "group, or sum_then_normalize",
         )
-    check_batches(trainer, None if names is None else len(names), world_size)
+    if reward.clip is not None:
+        problem = f"{reward.clip} has no meaning where each function is normalised before the sum"
+        raise Refusal("reward.clip", problem, "reward.functions.<name>.clip, or sum_then_normalize")
 
 
 def check_batches(trainer: Mapping[str, Any], exits: int | None, world_size: int) -> None:

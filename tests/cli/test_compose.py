@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from ruyi_rl.cli.compose import ConfigSource, compose_config, conf_dir, to_run_config
+from ruyi_rl.cli.compose import ConfigSource, compose_config, conf_dir, to_run_config, working_conf
 from ruyi_rl.config import RunConfig
 from ruyi_rl.data.options import DataOptions
 from ruyi_rl.refusal import Refusal
@@ -234,3 +234,64 @@ def test_files_are_refused_as_the_command_line_is(tmp_path, text, key, hint):
 def test_files_that_hold_no_block_are_refused(tmp_path, text):
     with pytest.raises(Refusal, match="mine"):
         composed("experiment=mine", source=own_folder(tmp_path, "experiment", "mine", text))
+
+
+MINE = "name: mine\nfunctions:\n  mine: {path: mine.py}\n"
+
+
+def in_working_folder(folder: Path, group: str, choice: str, text: str) -> None:
+    (folder / "conf" / group).mkdir(parents=True, exist_ok=True)
+    (folder / "conf" / group / f"{choice}.yaml").write_text(text)
+
+
+def test_conf_in_the_working_folder_adds_choices(tmp_path, monkeypatch):
+    folder = tmp_path / "it's, a [folder]"
+    in_working_folder(folder, "reward", "mine", MINE)
+    monkeypatch.chdir(folder)
+    source = ConfigSource(working=working_conf())
+    assert composed("reward=mine", source=source).reward.functions["mine"].path == "mine.py"
+    assert source.choices()["reward"] == sorted([*CHOICES["reward"], "mine"])
+    with pytest.raises(Refusal, match="'mine' is no choice"):
+        composed("reward=mine")
+
+
+def test_conf_in_the_working_folder_is_no_root_and_has_no_groups_of_its_own(tmp_path, monkeypatch):
+    in_working_folder(tmp_path, "optimizer", "adam", "lr: 1\n")
+    (tmp_path / "conf" / "config.yaml").write_text("db: mysql\nseed: 77\n")
+    monkeypatch.chdir(tmp_path)
+    source = ConfigSource(working=working_conf())
+    assert composed(source=source) == composed()
+    assert source.choices() == CHOICES
+    with pytest.raises(Refusal, match="no such key"):
+        composed("optimizer=adam", source=source)
+
+
+def test_a_file_that_a_shipped_one_hides_is_refused_once_it_is_chosen(tmp_path, monkeypatch):
+    in_working_folder(tmp_path, "reward", "math", MINE)
+    in_working_folder(tmp_path, "reward", "format", (conf_dir() / "reward" / "format.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    source = ConfigSource(working=working_conf())
+    assert composed("reward=format", source=source) == composed("reward=format")
+    assert composed(source=source).reward == composed().reward
+    with pytest.raises(Refusal, match=r"conf/reward/math.yaml would not be read \(rename") as refusal:
+        composed("reward=math", source=source)
+    assert refusal.value.key == "reward"
+
+
+def test_a_folder_that_is_searched_anyway_is_not_searched_twice(tmp_path, monkeypatch):
+    monkeypatch.chdir(conf_dir().parent)
+    assert working_conf() is None
+    in_working_folder(tmp_path, "reward", "mine", MINE)
+    monkeypatch.chdir(tmp_path)
+    assert working_conf() == tmp_path / "conf"
+    assert working_conf(tmp_path / "conf") is None
+    monkeypatch.chdir(tmp_path / "conf")
+    assert working_conf() is None
+
+
+def test_a_named_folder_goes_before_the_working_folders(tmp_path, monkeypatch):
+    in_working_folder(tmp_path, "reward", "mine", MINE)
+    monkeypatch.chdir(tmp_path)
+    named = own_folder(tmp_path / "named", "reward", "mine", MINE.replace("mine.py", "named.py")).extra
+    source = ConfigSource(named, working=working_conf(named))
+    assert composed("reward=mine", source=source).reward.functions["mine"].path == "named.py"

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from ruyi_rl.cli import sweep
-from ruyi_rl.cli.compose import ConfigSource
+from ruyi_rl.cli.compose import ConfigSource, working_conf
 from ruyi_rl.refusal import Refusal
 
 
@@ -50,6 +50,22 @@ def test_jobs_of_a_tool_may_read_one_run_but_not_write_one_file(monkeypatch, tmp
         sweep.run_sweep([*jobs, "generate.output=x.jsonl"], ConfigSource(), [])
 
 
+@pytest.mark.parametrize(
+    ("jobs", "key"),
+    [
+        (["stage=check_reward", "reward=math,format", "check_reward.output=o.json"], "check_reward.output"),
+        (["stage=new_reward", "name=mine", "new_reward.kind=plain,group"], "name"),
+    ],
+)
+def test_jobs_for_a_rewards_author_may_not_write_one_file(monkeypatch, tmp_path, jobs, key):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "_run_job", lambda command: 0)
+    with pytest.raises(Refusal, match=f"{key}: jobs 1 and 2"):
+        sweep.run_sweep(jobs, ConfigSource(), [])
+    apart = [line.replace("name=mine", "name=mine,other").replace("o.json", "${reward.name}.json") for line in jobs]
+    assert sweep.run_sweep([line for line in apart if "kind" not in line], ConfigSource(), []) == 0
+
+
 def test_a_failed_job_does_not_stop_the_others(monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(tmp_path)
     commands = []
@@ -88,3 +104,12 @@ def test_signals_reach_the_job():
         "time.sleep(30)\n"
     )
     assert sweep._run_job([sys.executable, "-c", code]) == 143
+
+
+def test_jobs_read_the_conf_of_the_folder_in_which_they_are_started(tmp_path, monkeypatch, capfd):
+    (tmp_path / "conf" / "reward").mkdir(parents=True)
+    text = "name: mine\nfunctions:\n  mine: {path: rewards/format.py}\n"
+    (tmp_path / "conf" / "reward" / "mine.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert sweep.run_sweep(["stage=overview", "reward=mine"], ConfigSource(working=working_conf()), []) == 0
+    assert "job 1/1 done: stage=overview reward=mine" in capfd.readouterr().out

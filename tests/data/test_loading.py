@@ -73,6 +73,19 @@ def test_math_drops_and_counts_empty_golds():
         load_data(DataOptions(path=str(path), **MATH), 1, "grpo")
 
 
+def test_rows_of_another_judge_are_kept_with_no_answer(tmp_path):
+    tests = {"entry_point": "f", "calls": [{"args": [1], "output": 2}]}
+    mixed = [{"prompt": f"p{n}", "answer": None if n % 2 else "3", "tests": tests if n % 2 else None} for n in range(8)]
+    mixed[1]["answer"] = " "
+    path = write(tmp_path / "train.jsonl", mixed)
+    splits = load_data(DataOptions(path=path, empty_answer="keep", holdout=2), 1, "grpo", ["answer", "tests"])
+    for row in [*splits.train, *splits.test]:
+        number = int(row["prompt"][0]["content"][1:])
+        assert (row["answer"], row["tests"]) == ((None, tests) if number % 2 else ("3", None))
+    with pytest.raises(Refusal, match="line 2 has an empty answer: ' '.*keep"):
+        load_data(DataOptions(path=path, holdout=2), 1, "grpo")
+
+
 def questions(dataset):
     return [row["prompt"][0]["content"] for row in dataset]
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from ruyi_rl.refusal import Refusal
-from ruyi_rl.rewards.check import check_reward
+from ruyi_rl.rewards.check import check_reward, gate_order
 from ruyi_rl.rewards.options import RewardFunctionOptions, RewardOptions
 
 ONE = "def one(completions, answer, level=1, **kwargs):\n    return []\n"
@@ -108,3 +108,97 @@ def test_plugins_are_not_imported(plugin):
         "print([name for name in ('torch', 'trl', 'sympy') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "fields, key",
+    [
+        ({"timeout": 0.0}, "timeout"),
+        ({"timeout": float("inf")}, "timeout"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({"workers": 0}, "workers"),
+        ({"memory_gb": 0.0}, "memory_gb"),
+        ({"scope": "smaple"}, "scope"),
+        ({"gate_on": "fail", "gate": "it"}, "gate_on"),
+        ({"gate_on": "failed"}, "gate_on"),
+        ({"gate": "other"}, "gate"),
+        ({"gate": "it"}, "gate"),
+        ({"on_error": "ignore"}, "on_error"),
+        ({"clip": [1.0, 0.0]}, "clip"),
+        ({"clip": [0.0]}, "clip"),
+        ({"clip": [0.0, float("nan")]}, "clip"),
+        ({"max_failure_share": 0.0}, "max_failure_share"),
+        ({"max_failure_share": 1.01}, "max_failure_share"),
+    ],
+)
+def test_refused_limits(fields, key):
+    assert refusal(options("rewards/format.py", **fields)).key == f"reward.functions.it.{key}"
+
+
+def test_allowed_limits():
+    allowed = {"timeout": 0.5, "workers": 1, "memory_gb": 0.25, "scope": "batch", "clip": [0.5, 0.5]}
+    check_reward(options("rewards/format.py", **allowed, on_error="stop", max_failure_share=1.0))
+
+
+def gated(**gates):
+    functions = {name: RewardFunctionOptions(path="rewards/format.py", gate=gate) for name, gate in gates.items()}
+    return RewardOptions(functions=functions)
+
+
+def test_what_the_trainer_gives_is_no_column_and_what_the_start_takes_is_known(plugin):
+    given = "def one(completions, answer, exit, trainer_state, log_extra, log_metric, **kwargs):\n    return []\n"
+    assert check_reward(options(plugin(given))) == {"it": ["answer"]}
+    start = ONE + "\ndef _start(url, *, tries=3, **kwargs):\n    pass\n"
+    check_reward(options(plugin(start), kwargs={"url": "u", "tries": 1}))
+    assert "did you mean 'tries'" in str(refusal(options(plugin(start), kwargs={"trie": 1})))
+
+
+def test_gates():
+    caught = refusal(gated(a="b", b="c", c="a"))
+    assert caught.key.endswith(".gate") and "a -> b -> c -> a" in str(caught)
+    caught = refusal(gated(a=None, b="x", c="a"))
+    assert caught.key == "reward.functions.b.gate" and "one of: a, c" in str(caught)
+    check_reward(gated(c="b", b="a", a=None))
+    assert gate_order(gated(c="b", b="a", d=None, a=None).functions) == ["a", "b", "c", "d"]
+
+
+def test_refused_sum():
+    whole = options("rewards/format.py")
+    whole.clip = [2.0, 1.0]
+    assert refusal(whole).key == "reward.clip"
+    whole.clip, whole.scale = [0.0, 1.0], "normalise_then_sum"
+    assert refusal(whole).key == "reward.scale" and "did you mean 'normalize_then_sum'" in str(refusal(whole))
+
+
+@pytest.mark.parametrize(
+    "source, word",
+    [
+        ("import no_such_package\n" + ONE, "plugin.py:1: it imports 'no_such_package'"),
+        (
+            "import os\nfrom no_such_package.inner import thing\n" + ONE,
+            "plugin.py:2: it imports 'no_such_package.inner'",
+        ),
+    ],
+)
+def test_a_package_that_is_missing_is_refused_before_anything_is_loaded(plugin, source, word):
+    caught = refusal(options(plugin(source)))
+    assert (
+        caught.key == "reward.functions.it.path"
+        and word in str(caught)
+        and "pip install no_such_package" in str(caught)
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "try:\n    import no_such_package\nexcept ImportError:\n    no_such_package = None\n" + ONE,
+        "if False:\n    import no_such_package\n" + ONE,
+        ONE + "    import no_such_package\n",
+        "import os.path, json\nfrom collections import abc\n" + ONE,
+        "import helper\n" + ONE,
+    ],
+)
+def test_an_import_that_may_not_run_or_that_is_there_passes(plugin, tmp_path, source):
+    (tmp_path / "helper.py").write_text("")
+    check_reward(options(plugin(source)))

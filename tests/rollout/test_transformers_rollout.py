@@ -152,3 +152,16 @@ def test_every_declared_end_counts(family, tokenizer):
     family.generation_config.eos_token_id = [9, tokenizer.eos_token_id]
     assert end_token_ids(family, tokenizer) == [tokenizer.eos_token_id, 9]
     family.generation_config.eos_token_id = tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("batch_size", [2, 5, 100])
+def test_completions_arrive_batch_by_batch(family, tokenizer, batch_size):
+    requests = [request for exit in EXITS for request in requests_for(exit, PROMPTS)]
+    sampling, seen = Sampling(max_new_tokens=5), []
+    rollout = rollout_of(family, tokenizer, batch_size)
+    completions = rollout.generate(requests, sampling, lambda places, done: seen.append((list(places), list(done))))
+    assert len(seen) == 2 * -(-len(PROMPTS) // batch_size)
+    arrived = {place: completion for places, done in seen for place, completion in zip(places, done, strict=True)}
+    assert [arrived[place] for place in range(len(requests))] == completions
+    assert sum(len(places) for places, _ in seen) == len(requests)
+    assert completions == rollout_of(family, tokenizer, batch_size).generate(requests, sampling)

@@ -92,6 +92,20 @@ def test_engines_on_a_gpu(vllm, family, tmp_path):
     rollout.close()
 
 
+def test_completions_arrive_engine_by_engine(vllm, family, monkeypatch, tmp_path):
+    monkeypatch.setattr(VllmRollout, "_engine", lambda self, exit, arguments, share: FakeEngine(exit, []))
+    monkeypatch.setattr(vllm_rollout, "leave_groups", lambda: None)
+    rollout = VllmRollout(
+        RolloutOptions(), RolloutSpec(family.config, ("small", "large"), (1,), 0, torch.float32, 64, tmp_path)
+    )
+    seen = []
+    requests = [Request(exit, [3], 1) for exit in ("small", "large", "small")]
+    completions = rollout.generate(requests, Sampling(4), lambda places, done: seen.append((places, done)))
+    assert [places for places, _ in seen] == [[1], [0, 2]]
+    assert all(completions[place] is completion for places, done in seen for place, completion in zip(places, done))
+    rollout.close()
+
+
 def test_engines_sleep_but_while_they_work(vllm, family, monkeypatch, tmp_path):
     log: list[str] = []
 

@@ -29,6 +29,9 @@ SOURCES = [
     (GRPOTrainer, "_compute_loss", "80295546bbdbf6f7"),
     (SFTTrainer, "compute_loss", "ca448211ff653fe6"),
     (GRPOTrainer, "_generate_and_score_completions", "1fa48922792dcd5c"),
+    # With a scorer: what a reward function gets and may log, and how completions are decoded before it does.
+    (GRPOTrainer, "_calculate_rewards", "736ae29b083840b5"),
+    (GRPOTrainer, "_generate", "2a27fdf8f5e6f356"),
 ]
 
 

@@ -152,6 +152,14 @@ REFUSED = {
         "grpo.advantage.scale",
         "sum_then_normalize",
     ),
+    "grpo={trainer: {multi_objective_aggregation: sum_then_normalize}}||reward.scale=normalize_then_sum": (
+        "reward.scale",
+        "contradicts grpo.trainer.multi_objective_aggregation",
+    ),
+    "grpo.advantage.scale=none||reward.scale=normalize_then_sum": ("grpo.advantage.scale", "under reward.scale"),
+    "reward.clip=[0,1]||reward.scale=normalize_then_sum": ("reward.clip", "functions.<name>.clip"),
+    "reward.functions.math_answer.timeout=0": ("reward.functions.math_answer.timeout", "above 0"),
+    "reward.functions.math_answer.gate=format": ("reward.functions.math_answer.gate", "no other function"),
     "evaluation.problems=-1": ("evaluation.problems", "0"),
     "evaluation.samples=0": ("evaluation.samples", "1 or more"),
     "evaluation.temperature=0": ("evaluation.temperature", "above 0"),
@@ -187,7 +195,7 @@ REFUSED = {
 @pytest.mark.parametrize("override", REFUSED)
 def test_refused(override):
     key, hint = REFUSED[override]
-    caught = refusal("stage=grpo", override)
+    caught = refusal("stage=grpo", *override.split("||"))
     assert caught.key == key
     assert hint in str(caught)
 
@@ -217,6 +225,9 @@ def test_what_means_nothing_for_a_family_passes_where_it_is_off():
     one_exit = ["grpo.exits=[small]", "grpo.trainer.per_device_train_batch_size=8"]
     checked("stage=grpo", *one_exit, "grpo.trainer.use_adaptive_entropy=true")
     checked("stage=grpo", "grpo.trainer.multi_objective_aggregation=normalize_then_sum")
+    both = [f"{key}=normalize_then_sum" for key in ("grpo.trainer.multi_objective_aggregation", "reward.scale")]
+    checked("stage=grpo", *both)
+    checked("stage=grpo", "reward.scale=sum_then_normalize", "reward.clip=[0,1]")
 
 
 def test_pretraining_has_no_second_stage():

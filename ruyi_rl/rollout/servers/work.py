@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ruyi_rl.rollout.worker import Completion, Request, Sampling
+from ruyi_rl.rollout.worker import Arrived, Completion, Request, Sampling
 
 LARGEST_LOG_PROB = 1e-3
 """A log-probability may be this far above 0 by rounding."""
@@ -55,10 +55,14 @@ def grouped(requests: Sequence[Request], sampling: Sampling, limit: int) -> list
 
 
 class ExitWork:
-    """The groups of one exit: those that wait for a worker, and the completions of those that are answered."""
+    """The groups of one exit: those that wait for a worker, and the completions of those that are answered.
 
-    def __init__(self, groups: Sequence[Group]):
-        self.groups = groups
+    Args:
+        arrived: called with each group's positions and completions as it is answered.
+    """
+
+    def __init__(self, groups: Sequence[Group], arrived: Arrived | None = None):
+        self.groups, self.arrived = groups, arrived
         self.answers: dict[int, Completion] = {}
         """Position of a request -> its completion."""
         self.seconds = 0.0
@@ -92,6 +96,8 @@ class ExitWork:
         if group.positions[0] in self.answers:
             raise AssertionError(f"request {group.positions[0]} was answered twice")
         self.answers.update(zip(group.positions, completions, strict=True))
+        if self.arrived is not None:
+            self.arrived(group.positions, completions)
         if self.done:
             self.finished.set()
 

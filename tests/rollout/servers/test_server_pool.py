@@ -244,3 +244,15 @@ def test_closed_is_closed(open_pool):
     pool.rollout.close()
     with pytest.raises(RuntimeError, match="closed"):
         pool.rollout.generate(requests_of(("small",)), SAMPLING)
+
+
+def test_completions_arrive_as_servers_answer_each_once_though_one_dies(open_pool):
+    pool = open_pool({"s0-1": {"die_after": 2}}, workers={"small": 2})
+    pool.sync()
+    requests = requests_of(("small", "large"))
+    seen = []
+    completions = pool.rollout.generate(requests, SAMPLING, lambda places, done: seen.extend(zip(places, done)))
+    assert completions == pool.expected(requests)
+    assert sorted(place for place, _ in seen) == list(range(len(requests)))
+    assert all(completion == completions[place] for place, completion in seen)
+    assert pool.failures() == 1

@@ -127,3 +127,15 @@ def test_a_group_is_answered_once():
     assert work.waiting.get_nowait() is second and work.waiting.empty()
     work.answer(second, [Completion([4], False)])
     assert work.done and work.finished.is_set()
+
+
+def test_an_answered_group_is_passed_on_with_its_places():
+    requests = [Request("a", (1,), 0), Request("b", (1,), 0), Request("a", (1,), 1), Request("a", (2,), 9)]
+    seen = []
+    groups = [group for group in grouped(requests, SAMPLING, limit=4) if group.exit == "a"]
+    work = ExitWork(groups, lambda places, completions: seen.append((places, completions)))
+    work.begin()
+    for group in reversed(work.groups):
+        work.answer(group, [Completion([group.seed], True)] * len(group.positions))
+    assert [place for places, _ in seen for place in places] == [3, 2, 0]
+    assert [completions[0].token_ids for _, completions in seen] == [[9], [1], [0]]

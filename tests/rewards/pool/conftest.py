@@ -1,0 +1,26 @@
+"""Pools on plugins that a test writes."""
+
+import pytest
+from worker_leftovers import children, eventually, processes, temporary_folders
+
+from ruyi_rl.rewards.pool import PoolLimits, RewardPool
+
+
+@pytest.fixture
+def pool(tmp_path):
+    """Writes a plugin and gives a pool on it; every pool is closed at the end, and nothing of it may be left."""
+    pools = []
+
+    def make(source, kwargs=None, **limits):
+        file = tmp_path / f"plugin{len(pools)}.py"
+        file.write_text(source)
+        pools.append(RewardPool("it", str(file), kwargs, PoolLimits(**limits)))
+        return pools[-1]
+
+    before = children()
+    yield make
+    for made in pools:
+        made.close()
+    assert children() <= before
+    assert not temporary_folders()
+    assert eventually(lambda: not processes())
