@@ -89,6 +89,10 @@ class Scoring:
         """Rows that were not added yet."""
         return [row for row in range(len(self._groups)) if row not in self._added]
 
+    def differing(self, completions: Sequence[Any]) -> list[int]:
+        """Rows that were added with another completion than these (rows,)."""
+        return [row for row, own in enumerate(self._completions) if own != completions[row]]
+
     def result(self) -> Scored:
         """Waits for all functions.
 

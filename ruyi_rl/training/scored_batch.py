@@ -72,6 +72,8 @@ class ScoredBatch:
             self._scoring.add(
                 missing, [completions[row] for row in missing], completion_ids=[token_ids[row] for row in missing]
             )
+            if other := self._scoring.differing(completions):
+                raise AssertionError(f"row {other[0]} was scored with a completion that is not its own")
             scored = self._scoring.result()
         except Exception as error:  # noqa: BLE001  whatever it is, all ranks must end together
             self.cancel()

@@ -176,6 +176,19 @@ def test_scored_as_they_come_or_afterwards_is_the_same(trainer_of, share):
     assert found[0][1].isnan().any() and not found[0][1].isnan().all()
 
 
+def test_a_back_end_that_gives_completions_for_other_rows_ends_the_run(trainer_of):
+    class Confused(Parrot):
+        def generate(self, requests, sampling, arrived=None):
+            completions = super().generate(requests, sampling)
+            arrived(list(range(len(requests))), completions[::-1])
+            return completions
+
+    trainer = trainer_of(group_of(digits=(digits, {})), rollout=Confused())
+    trainer.model.train()
+    with pytest.raises(StageFailed, match="a completion that is not its own"):
+        prepared(trainer)
+
+
 def test_failures_are_left_out_counted_and_kept(trainer_of):
     options, make, _ = group_of(seldom=(seldom, {"max_failure_share": 1.0}), always=(digits, {"weight": 0.1}))
     trainer = trainer_of((options, make, None), max_steps=3)
