@@ -15,11 +15,17 @@ ever answers; the tests run outside. `tests` is, as an object or as JSON text, o
     {"entry_point": "f", "calls": [{"args": [2], "output": 4}, …]}
 
 or HumanEval's `test` or MBPP's `test_list` alone, with the rest in columns of its own. Details: `ruyi_rl.rewards.code`.
+
+What the program returns reaches the tests as plain data: a Counter as a dict, a named tuple as a tuple, a generator as
+an iterator; `isinstance` of another class is not met. What it does to an argument, the tests see as they would in one
+process, but only after an assertion in which it also returns something: so `x.clear(); return []` does not pass
+`assert f(x) == sorted(x)`. It does pass `y = f(x)` and then `assert y == sorted(x)`: such tests must give a copy, as
+HumanEval's do. A test passes if all its assertions outside of branches are reached, and no exception of the program is
+swallowed but by the test's own `except`, `with` or `assertRaises`.
 """
 
 import atexit
 import functools
-import json
 
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.rewards import code
@@ -51,7 +57,8 @@ def code_tests(
         beside = {name: column[number] for name, column in columns.items() if column is not None}
         text = completion_text(completion)
         # Completions of a group repeat each other: equal ones have one verdict.
-        key = text, json.dumps([row, beside], default=repr)
+        # Not by their JSON: that knows no tuple as a key, and writes the keys 1 and "1" alike.
+        key = text, repr((row, beside))
         if key not in known:
             known[key] = judge.judge(text, row, **beside)
         verdicts.append(known[key])

@@ -4,7 +4,6 @@ import pytest
 
 from ruyi_rl.cli.compose import compose_config, to_run_config
 from ruyi_rl.pipeline import run_stages
-from ruyi_rl.rewards.sandbox import SandboxOptions, unconfinable
 from ruyi_rl.run_folder import StageFolder
 from ruyi_rl.training.callbacks import read_metrics
 
@@ -27,8 +26,7 @@ CHANGES = [
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(unconfinable(SandboxOptions()) is not None, reason=str(unconfinable(SandboxOptions())))
-def test_every_row_of_a_mixture_is_judged(tmp_path):
+def test_every_row_of_a_mixture_is_judged(confinable, tmp_path):
     place = [f"run_dir={tmp_path}", "name=x", "reward.functions.code_tests.workers=1"]
     config = to_run_config(compose_config(["stage=grpo", "data=toy_mixed", "reward=math_code", *CHANGES, *place]))
     run_stages(config, [])

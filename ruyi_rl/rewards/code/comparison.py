@@ -16,8 +16,9 @@ _NUMBER = re.compile(r"[+-]?(?:\d{1,400}(?:\.\d{0,400})?|\.\d{1,400})(?:[eE][+-]
 def same_value(expected: Any, given: Any) -> bool:
     """Equality of plain data that knows types.
 
-    True is not 1, but 1 is 1.0; floats agree to `RELATIVE` or `ABSOLUTE`, and nan is nan. Since expected values come
-    out of JSON, a tuple may be given for a list, and a dict with keys that JSON writes as texts for one with texts.
+    True is not 1, but 1 is 1.0; an expected float is met by numbers within `RELATIVE` or `ABSOLUTE` of it, and nan by
+    nan; an expected integer by an equal number only. Since expected values come out of JSON, a tuple may be given for a
+    list, and a dict with keys that JSON writes as texts for one with texts.
     """
     if isinstance(expected, bool) or isinstance(given, bool) or expected is None or given is None:
         return type(expected) is type(given) and expected == given
@@ -35,7 +36,7 @@ def same_value(expected: Any, given: Any) -> bool:
 
 
 def _same_number(expected: float, given: float) -> bool:
-    if isinstance(expected, int) and isinstance(given, int):
+    if isinstance(expected, int):
         return expected == given
     try:
         if math.isnan(expected) or math.isnan(given):

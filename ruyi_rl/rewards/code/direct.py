@@ -2,8 +2,8 @@
 answer with literals. Most of HumanEval and MBPP is like this, and is judged several times as fast.
 
 What happens to an answer here is bounded: it is plain data of limited size, and only compared, sorted, added up or
-measured. Whatever hashes it (`set(f(x))`) is left to the trusted process, where time is limited: numbers can be chosen
-that all hash alike.
+measured, in a time that is taken off the program's clock. Whatever hashes it (`set(f(x))`) is left to the trusted
+process, which can be ended: numbers can be chosen that all hash alike.
 """
 
 from __future__ import annotations
@@ -101,11 +101,16 @@ class _Reader(ast.NodeTransformer):
             if None not in kwargs:
                 self.calls.append((self.names[name], tuple(map(ast.literal_eval, node.args)), kwargs))
                 return ast.Name(_ANSWER, ast.Load())
-        if name in FUNCTIONS and not node.keywords:
+        if name in FUNCTIONS and not node.keywords and _is_cheap(name, node.args):
             node.args = [self.visit(argument) for argument in node.args]
             return node
         self.unknown = True
         return node
+
+
+def _is_cheap(name: str, args: list[ast.expr]) -> bool:
+    """Whether no answer can make this call take long: not `round(5, -(10**4000))`, nor a sum of lists."""
+    return len(args) < 2 or (name == "round" and is_literal(args[1])) or name in ("max", "min")
 
 
 def is_literal(node: ast.AST) -> bool:

@@ -17,8 +17,8 @@ from ruyi_rl.rewards.code import trusted
 from ruyi_rl.rewards.code.instrumentation import Examination
 
 Answer = tuple[str, Any, Any]
-"""What the program answered: ("value", value, arguments after the call or None), ("raise", class name, message) or (a
-reason code, None, message) where there will be none."""
+"""What the program answered: ("value", value, arguments after the call or None), the same as "iterator" with a list of
+its items, ("raise", class name, message) or (a reason code, None, message) where there will be none."""
 
 
 class ExaminerFailure(RuntimeError):

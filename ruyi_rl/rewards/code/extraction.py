@@ -12,6 +12,7 @@ TAGS = {"python": ("python", "python3", "py", "py3", "")}
 MAX_TEXT = 1_000_000
 """Characters of a completion that are searched, from its end."""
 
+_ANSWER = re.compile(r"^[ \t]*<answer>", re.IGNORECASE | re.MULTILINE)
 # Anything may stand before a fence in its line, but no second one: that would be code inside a sentence.
 _FENCE = re.compile(r"^([^\n`~]*)(`{3,16}|~{3,16})[ \t]*([^\s`]*)[^\n`]*(?:\n|\Z)", re.MULTILINE)
 
@@ -21,7 +22,8 @@ def extract_program(text: str, functions: Collection[str] = (), language: str = 
 
     Of several code blocks the last one with the language's tag counts, or without any such the last one without a tag;
     where `functions` are asked for, the last of them that defines one, so that an example of use may follow. A block
-    that is never closed ends with the text. A text without blocks is a program as a whole.
+    that is never closed ends with the text. A text without blocks is a program as a whole. Of a text that ends with
+    `</answer>` only what follows the last `<answer>` at the beginning of a line counts.
 
     Args:
         text: the completion.
@@ -31,7 +33,7 @@ def extract_program(text: str, functions: Collection[str] = (), language: str = 
     Returns:
         The program, without the blank lines around it; its first line keeps its indentation. None where there is none.
     """
-    text = without_thinking(text[-MAX_TEXT:])
+    text = _answer(without_thinking(text[-MAX_TEXT:]))
     found = code_blocks(text)
     if not found:
         return _without_blank_ends(text)
@@ -41,6 +43,14 @@ def extract_program(text: str, functions: Collection[str] = (), language: str = 
     blocks = [code for code in map(_without_blank_ends, blocks) if code]
     defining = [code for code in blocks if any(defines(code, name) for name in functions)]
     return (defining or blocks or [None])[-1]
+
+
+def _answer(text: str) -> str:
+    """The inside of `<answer>…</answer>` at the end of a text; elsewhere the tags may be a string of the program."""
+    if not text.rstrip().lower().endswith("</answer>"):
+        return text
+    openings = list(_ANSWER.finditer(text))
+    return text[openings[-1].end() : text.rstrip().rindex("<")] if openings else text
 
 
 def code_blocks(text: str) -> list[tuple[str, str]]:

@@ -13,10 +13,10 @@ from types import CodeType
 from ruyi_rl.rewards.code.continuation import read_stub
 from ruyi_rl.rewards.code.direct import FUNCTIONS, DirectAssertion, is_literal, read_assertions
 from ruyi_rl.rewards.code.rows import AssertTests, BadTests
+from ruyi_rl.rewards.code.sites import RAISES, ExpectationMarker, SiteMarker, called_name
 
 _PLAIN = (None, True, 0, 0.0, 0j, "", b"", [], (), {}, set(), frozenset())
 _PLAIN_ATTRIBUTES = frozenset(name for value in _PLAIN for name in dir(value))
-_RAISES = ("raises", "assertRaises")
 _PREPARED = "<setup>"
 
 
@@ -26,9 +26,9 @@ class Examination:
 
     setup: CodeType
     """Imports, helpers and data of the tests."""
-    steps: tuple[tuple[CodeType, int], ...]
-    """Code to run in order after the setup, and the number of its assertion sites. With `function`, the one step
-    defines `check`."""
+    steps: tuple[tuple[CodeType, int, tuple[int, ...], tuple[int, ...]], ...]
+    """Code to run in order after the setup, the number of its assertion sites, and which sites and loops every run
+    must come to. With `function`, the one step defines `check`."""
     function: str | None
     """The function that `check` is called with; None: every step with a site is one test."""
     functions: tuple[str, ...]
@@ -44,7 +44,7 @@ class Examination:
 def compile_tests(tests: AssertTests) -> Examination:
     """Compile a row's tests.
 
-    A site is an `assert`, an exception handler (an expected exception has been raised) or a `with …raises(…)`.
+    A site is an `assert`, an exception handler (an expected exception has been raised) or a `raises(…)`.
 
     Raises:
         BadTests: source that does not compile, asserts nothing, tests no function, or needs objects of the program's
@@ -71,17 +71,19 @@ def compile_tests(tests: AssertTests) -> Examination:
     _refuse_objects(whole, functions | ({"candidate"} if tests.check is not None else set()))
     direct = _direct(tests, setup, sources, functions)
     setup.body[:0] = [ast.Import([ast.alias(name)]) for name in sorted(modules)]
-    counter = _Counter()
+    ExpectationMarker().visit(setup)
+    marker = SiteMarker(_helpers(whole), tests.check is not None)
     steps = []
     for tree in sources:
-        before = len(counter.texts)
-        counter.visit(tree)
-        steps.append((_compile(tree, "<tests>"), len(counter.texts) - before))
-    if not counter.texts:
+        sites, required, loops = len(marker.texts), len(marker.required), len(marker.loops)
+        marker.visit(tree)
+        needed = tuple(marker.required[required:]), tuple(marker.loops[loops:])
+        steps.append((_compile(tree, "<tests>"), len(marker.texts) - sites, *needed))
+    if not marker.texts:
         raise BadTests("the tests assert nothing")
     check_of = tests.function if tests.check is not None else None
     names = tuple(sorted(functions)), tuple(sorted(exceptions))
-    return Examination(_compile(setup, _PREPARED), tuple(steps), check_of, *names, tuple(counter.texts), direct)
+    return Examination(_compile(setup, _PREPARED), tuple(steps), check_of, *names, tuple(marker.texts), direct)
 
 
 def _direct(
@@ -111,56 +113,6 @@ def _direct(
         if literal:
             bound |= {target.id for target in node.targets}
     return None if bound & (set(names) | set(FUNCTIONS)) else read_assertions(copy.deepcopy(body), names)
-
-
-class _Counter(ast.NodeTransformer):
-    """Puts every assertion into `with __assertion__(site, loose):`, and `__reached__(site)` into handlers.
-
-    Loose: its failure may be swallowed, so that the assertions after it are counted too; not where the test itself
-    catches what is raised.
-    """
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.guarded = 0
-
-    def visit_Assert(self, node: ast.Assert) -> ast.With:
-        call = self._call("__assertion__", ast.unparse(node.test), ast.Constant(not self.guarded))
-        return ast.With([ast.withitem(call)], [ast.Assert(node.test, None)])
-
-    def visit_Try(self, node: ast.Try) -> ast.Try:
-        self.guarded += bool(node.handlers)
-        node.body = self._visit_all(node.body)
-        self.guarded -= bool(node.handlers)
-        for handler in node.handlers:
-            text = "except " + (ast.unparse(handler.type) if handler.type else "")
-            reached = ast.Expr(self._call("__reached__", text))
-            handler.body = [reached, *self._visit_all(handler.body)]
-        node.orelse, node.finalbody = self._visit_all(node.orelse), self._visit_all(node.finalbody)
-        return node
-
-    visit_TryStar = visit_Try
-
-    def visit_With(self, node: ast.With) -> ast.With | list[ast.stmt]:
-        raises = [item.context_expr for item in node.items if _called_name(item.context_expr) in _RAISES]
-        self.guarded += bool(raises)
-        node.body = self._visit_all(node.body)
-        self.guarded -= bool(raises)
-        return [node, *(ast.Expr(self._call("__reached__", ast.unparse(call))) for call in raises)]
-
-    def _visit_all(self, body: list[ast.stmt]) -> list[ast.stmt]:
-        return self.generic_visit(ast.Module(body, [])).body
-
-    def _call(self, name: str, text: str, *arguments: ast.expr) -> ast.Call:
-        self.texts.append(text if len(text) <= 120 else text[:119] + "…")
-        return ast.Call(ast.Name(name, ast.Load()), [ast.Constant(len(self.texts) - 1), *arguments], [])
-
-
-def _called_name(node: ast.expr) -> str | None:
-    """`raises` for `pytest.raises(…)` and `raises(…)`."""
-    if not isinstance(node, ast.Call):
-        return None
-    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
 
 
 def _parse(source: str) -> ast.Module:
@@ -193,14 +145,22 @@ def _foreign_names(source: str) -> set[str]:
     return read - bound - set(dir(builtins)) - {"__name__", "__file__"}
 
 
+def _helpers(tree: ast.Module) -> set[str]:
+    """Functions of the tests' own that assert."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name != "check"]
+    return {node.name for node in functions if any(isinstance(part, ast.Assert) for part in ast.walk(node))}
+
+
 def _exception_names(tree: ast.Module) -> set[str]:
-    """Names in `except …` and `raises(…)`."""
+    """Names in `except …`, `raises(…)` and `suppress(…)`."""
     found: list[ast.expr] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler) and node.type:
             found.append(node.type)
-        elif isinstance(node, ast.Call) and _called_name(node) in _RAISES:
+        elif isinstance(node, ast.Call) and called_name(node) in RAISES:
             found += node.args[:1]
+        elif called_name(node) == "suppress":
+            found += node.args
     return {name.id for node in found for name in ast.walk(node) if isinstance(name, ast.Name)}
 
 
@@ -228,7 +188,8 @@ def _builtin_under_test(sources: Iterable[ast.Module]) -> set[str]:
 
 
 def _refuse_objects(tree: ast.Module, functions: set[str]) -> None:
-    """Refuse tests that treat what a function returned as an object with attributes of its own."""
+    """Refuse tests that treat what a function returned as an object with attributes of its own, or give it a function:
+    only plain data crosses."""
 
     def is_result(node: ast.expr) -> bool:
         return isinstance(node, ast.Call) and _is_name(node.func) and node.func.id in functions
@@ -240,7 +201,20 @@ def _refuse_objects(tree: ast.Module, functions: set[str]) -> None:
         for target in node.targets
         if isinstance(target, ast.Name)
     }
+    # `Pair` of `longest([Pair(1, 2)])`: a name like a class's, and all that it makes is handed on.
+    calls = [node for node in ast.walk(tree) if is_result(node)]
+    handed = {id(inner) for node in calls for inner in ast.walk(node) if inner is not node}
+    made = [node for node in calls if node.func.id[0].isupper() and "_" not in node.func.id]
+    compared = {node.func.id for node in made if id(node) not in handed}
+    for node in made:
+        if node.func.id not in compared:
+            raise BadTests(f"the tests need an object of the program's own, not plain data: {ast.unparse(node)}")
+    defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)} - functions
     for node in ast.walk(tree):
+        if is_result(node):
+            for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
+                if isinstance(argument, ast.Lambda) or (_is_name(argument) and argument.id in defined):
+                    raise BadTests(f"a function is no plain data: {ast.unparse(node)}")
         if isinstance(node, ast.Attribute):
             held = is_result(node.value) or (_is_name(node.value) and node.value.id in holders | functions)
             if held and (isinstance(node.ctx, ast.Store) or node.attr not in _PLAIN_ATTRIBUTES):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Self
 
@@ -18,6 +20,7 @@ from ruyi_rl.rewards.code.verdict import Verdict
 from ruyi_rl.rewards.sandbox import Confined, Outcome, Sandbox, TooLarge, Unplain
 
 _NOT_COMPILED = ("SyntaxError", "IndentationError", "TabError")
+_ANSWERS = ("value", "iterator")
 # Seconds in which a program does not compile; one that takes longer raises SyntaxError itself. A second reading of the
 # completion is tried only after the former, so that both together stay within the limit.
 _AT_ONCE = 0.5
@@ -90,7 +93,9 @@ class CodeJudge:
         passed, first = 0, None
         for call in tests.calls:
             outcome = confined.call(call.function, call.args, call.kwargs)
-            if outcome.kind == "value" and same_value(call.output, outcome.value):
+            with _charging(confined):
+                right = outcome.kind == "value" and same_value(call.output, outcome.value)
+            if right:
                 passed += 1
                 continue
             shown = f"{call.function}({', '.join(map(repr, call.args))})"
@@ -103,7 +108,9 @@ class CodeJudge:
         passed, first = 0, None
         for number, (given, expected) in enumerate(zip(tests.inputs, tests.outputs, strict=True), 1):
             outcome = confined.run(given)
-            if outcome.kind == "exit" and outcome.value == 0 and same_output(expected, outcome.stdout):
+            with _charging(confined):
+                right = outcome.kind == "exit" and outcome.value == 0 and same_output(expected, outcome.stdout)
+            if right:
                 passed += 1
                 continue
             # All of a script is the program's body.
@@ -119,9 +126,11 @@ class CodeJudge:
             if assertion.function is not None:
                 answer = confined.call(assertion.function, assertion.args, assertion.kwargs)
             fault = _fault(answer, "AssertionError")
-            if answer.kind == "value":
+            if answer.kind in _ANSWERS:
                 try:
-                    if assertion.holds(answer.value):
+                    with _charging(confined):
+                        right = assertion.holds(iter(answer.value) if answer.kind == "iterator" else answer.value)
+                    if right:
                         passed += 1
                         continue
                 except (TypeError, ValueError, ArithmeticError) as error:
@@ -132,10 +141,20 @@ class CodeJudge:
         return _counted(passed, len(tests.direct), first)
 
     def _assertions(self, confined: Confined, tests: Examination) -> Verdict:
+        answered = False
+
         def ask(function: str, args: list, kwargs: dict) -> Answer:
-            outcome = confined.call(function, args, kwargs)
-            if outcome.kind == "value":
-                return "value", outcome.value, outcome.args
+            nonlocal answered
+            try:
+                outcome = confined.call(function, args, kwargs)
+            except (Unplain, TooLarge) as error:
+                if not answered:
+                    raise
+                # It may be made of what the program answered before: that must not spare it its 0.
+                return "flood" if isinstance(error, TooLarge) else "unplain", None, f"an argument is {error}"
+            if outcome.kind in _ANSWERS:
+                answered = True
+                return outcome.kind, outcome.value, outcome.args
             if outcome.kind == "exception" and not outcome.loading:
                 return "raise", outcome.value, outcome.message.removeprefix(f"{outcome.value}: ")
             reason, message = _fault(outcome)
@@ -155,9 +174,19 @@ class CodeJudge:
         return Verdict(found["reason"], passed, max(total, passed + 1), found["message"])
 
 
+@contextlib.contextmanager
+def _charging(confined: Confined) -> Iterator[None]:
+    """A comparison, which may take long because the program has made it so: the time is the program's."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        confined.charge(time.monotonic() - began)
+
+
 def _fault(outcome: Outcome, wrong: str = "") -> tuple[str, str]:
     """The reason code and the message of what did not pass; `wrong`: the message where a wrong answer came."""
-    if outcome.kind == "value" or (outcome.kind == "exit" and outcome.value == 0):
+    if outcome.kind in _ANSWERS or (outcome.kind == "exit" and outcome.value == 0):
         return "failed", wrong
     if outcome.kind == "exit":
         return "exception", f"exit status {outcome.value}"

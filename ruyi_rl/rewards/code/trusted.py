@@ -15,6 +15,8 @@ import signal
 import socket
 import struct
 import sys
+from types import GeneratorType
+from typing import NoReturn
 
 MEMORY = 4 * 2**30
 """Bytes of address space of one examination: a program's answer may make a test ask for any amount."""
@@ -28,8 +30,13 @@ class ProgramError(Exception):
     """The program raised an exception of a class that is not built in."""
 
 
-class Unusable(Exception):
+class Unusable(BaseException):
     """The tests themselves are broken; no program is to blame."""
+
+
+def items_of(values: list):
+    """What stands for an iterator that the program returned: it can be gone through once."""
+    yield from values
 
 
 def send(channel: socket.socket, message: object) -> None:
@@ -54,7 +61,8 @@ def _exactly(channel: socket.socket, length: int) -> bytes:
 
 
 def plain(value):
-    """A test's argument as plain data: subclasses become what they derive from, ranges and arrays become lists.
+    """A test's argument as plain data: subclasses become what they derive from; ranges, arrays and the program's own
+    iterators become lists.
 
     Raises:
         TypeError: where it cannot be plain data, such as a function.
@@ -71,6 +79,8 @@ def plain(value):
             return kind(map(plain, value))
     if isinstance(value, range):
         return list(value)
+    if isinstance(value, GeneratorType) and value.gi_code is items_of.__code__:
+        return plain(list(value))
     if callable(getattr(value, "tolist", None)):  # numpy's arrays and numbers
         return plain(value.tolist())
     raise TypeError(f"a {type(value).__name__} is no plain data")
@@ -82,8 +92,15 @@ class Examiner:
     def __init__(self, channel: socket.socket, task: dict):
         self.channel, self.task = channel, task
         self.exceptions = {name: type(name, (ProgramError,), {}) for name in task["exceptions"]}
-        self.passed = self.failed = self.calls = self.ended = 0
+        self.passed = self.failed = self.calls = self.answers = self.ended = self.asserting = 0
         self.reached: set[int] = set()
+        self.entered: set[int] = set()
+        self.unexpected: list[Exception] = []
+        """The program's exceptions that no handler of the tests has taken yet. Python takes some itself: StopIteration
+        ends a `map`, IndexError an iteration, AttributeError a `hasattr`; no test would notice."""
+        self.raised: Exception | None = None
+        self.leaving: BaseException | None = None
+        self.changes: list[tuple[object, object]] = []
         self.failure: tuple[str, str] | None = None
 
     def run(self) -> dict:
@@ -97,6 +114,11 @@ class Examiner:
             "__name__": "tests",
             "__assertion__": lambda site, loose: _Assertion(self, site, loose),
             "__reached__": self._reach,
+            "__entered__": self.entered.add,
+            "__expected__": lambda: self._expect(sys.exception()),
+            "__leaving__": lambda: _Leaving(self),
+            "__swallowed__": lambda: self._expect(self.leaving),
+            "__caught__": lambda kind: self._expect(self.raised if isinstance(self.raised, kind) else None),
             **self.exceptions,
             **proxies,
         }
@@ -120,21 +142,66 @@ class Examiner:
         """Ask the parent for the program's answer."""
         self.calls += 1
         try:
-            question = ("call", function, plain(list(args)), plain(kwargs))
-        except TypeError as error:
-            raise ProgramEnded("unusable", f"an argument of {function}: {error}") from error
-        send(self.channel, question)
+            send(self.channel, ("call", function, plain(list(args)), plain(kwargs)))
+        except (TypeError, ValueError, RecursionError) as error:
+            # Later arguments may be made of the program's answers.
+            self._end("unplain" if self.answers else "unusable", f"an argument of {function}: {error}")
         kind, value, detail = receive(self.channel)
-        if kind == "value":
+        if kind in ("value", "iterator"):
+            self.answers += 1
             for before, after in zip(args, detail or (), strict=False):
-                _change(before, after)
-            return value
+                self._change(before, after, at_once=value is None or not self.asserting)
+            return items_of(value) if kind == "iterator" else value
         if kind == "raise" and not _ends(value):
-            raise self._exception(value, detail)
+            self.raised = self._exception(value, detail)
+            self.unexpected.append(self.raised)
+            raise self.raised
+        self._end("exception" if kind == "raise" else kind, detail)
+
+    def _end(self, reason: str, message: str) -> NoReturn:
         self.ended += 1
-        reason = "exception" if kind == "raise" else kind
-        self._fail(reason, detail)
-        raise ProgramEnded(reason, detail)
+        self._fail(reason, message)
+        raise ProgramEnded(reason, message)
+
+    def _change(self, before: object, after: object, at_once: bool) -> None:
+        """Make an argument what the program made of it: at once, or when the assertion is evaluated.
+
+        Else a program could fit the argument to its answer, as in `assert f(x) == sorted(x)`. A function that returns
+        None works in place: what it did is what is asserted.
+        """
+        if not at_once:
+            self.changes.append((before, after))
+        elif isinstance(before, list | bytearray):
+            before[:] = after
+        elif isinstance(before, dict | set):
+            before.clear()
+            before.update(after)
+
+    def evaluated(self) -> None:
+        """An assertion has been evaluated."""
+        self.asserting -= 1
+        changes, self.changes = ([], self.changes) if self.asserting else (self.changes, [])
+        for before, after in changes:
+            self._change(before, after, at_once=True)
+
+    def _expect(self, error: BaseException | None) -> None:
+        """The tests have taken an exception as one that they expect, and with it those that led to it."""
+        while error is not None:
+            if isinstance(error, BaseExceptionGroup):
+                for each in error.exceptions:
+                    self._expect(each)
+            self.unexpected = [each for each in self.unexpected if each is not error]
+            error = error.__context__
+
+    def settle(self) -> bool:
+        """Whether the tests have expected all exceptions of the program so far; if not, that is a failure."""
+        if not self.unexpected:
+            return True
+        reason, message = _reason(self.unexpected[0])
+        self._fail(reason, f"no test expects {message}")
+        self.failed += 1
+        self.unexpected = []
+        return False
 
     def _exception(self, name: str, message: str) -> Exception:
         kind = self.exceptions.get(name) or getattr(builtins, name, None)
@@ -158,7 +225,7 @@ class Examiner:
             self._blame(error)
             self.failed += len(self.task["texts"])
             return False
-        return True
+        return self.settle()
 
     def _blame(self, error: BaseException) -> None:
         if isinstance(error, Unusable):
@@ -169,7 +236,7 @@ class Examiner:
 
     def _check(self, space: dict) -> bool:
         """Run `check(candidate)`: every assertion counts, and those that it no longer comes to count as failed."""
-        ((code, sites),) = self.task["steps"]
+        ((code, sites, *needed),) = self.task["steps"]
         if not self._run(code, space):
             return False
         try:
@@ -179,22 +246,36 @@ class Examiner:
             unreached = sites - len(self.reached)
             self.failed += unreached if hasattr(error, "counted") else max(unreached, 1)
             return False
-        return True
+        self.settle()
+        self._come_to(*needed)
+        return not self.failed
+
+    def _come_to(self, sites: tuple[int, ...], loops: tuple[int, ...]) -> bool:
+        """Whether the tests have come to all that every run comes to; if not, that is a failure: a loop over what the
+        program gave may have been one over nothing."""
+        missing = [self.task["texts"][site] for site in sites if site not in self.reached]
+        missing = missing or ["a loop" for loop in loops if loop not in self.entered]
+        if missing:
+            self._fail("failed", f"never reached: {missing[0]}")
+        self.failed += len(missing)
+        return not missing
 
     def _statements(self, space: dict) -> bool:
-        """Run the statements; each that asserts something is one test."""
+        """Run the statements; each that asserts something is one test, and each that fails is one failed."""
         passed = failed = 0
-        for code, sites in self.task["steps"]:
+        for code, sites, *needed in self.task["steps"]:
             self.passed = self.failed = 0
+            self.unexpected = []
             try:
                 exec(code, space)  # noqa: S102
-                good = self.passed > 0 and self.failed == 0
-                if sites and not good:
+                good = self.settle() and self._come_to(*needed)
+                if good and sites and (self.failed or not self.passed):
                     self._fail("failed", "a test asserted nothing")
+                    good = False
             except BaseException as error:  # noqa: BLE001
                 self._blame(error)
                 good = False
-            passed, failed = passed + (good and sites > 0), failed + (not good and sites > 0)
+            passed, failed = passed + (good and sites > 0), failed + (not good)
             if failed and self.task["stop"]:
                 break
         self.passed, self.failed = passed, failed
@@ -204,7 +285,7 @@ class Examiner:
         """An exception came as the test expects it."""
         self.reached.add(site)
         error = sys.exception()
-        if isinstance(error, ProgramEnded):
+        if isinstance(error, ProgramEnded | Unusable):
             raise error
         if not isinstance(error, AssertionError) or hasattr(error, "of_program"):
             self.passed += 1
@@ -218,20 +299,37 @@ class _Assertion:
 
     def __enter__(self) -> None:
         self.examiner.reached.add(self.site)
+        self.examiner.asserting += 1
 
     def __exit__(self, kind, error, trace) -> bool:
         examiner = self.examiner
+        examiner.evaluated()
         if error is None:
-            examiner.passed += 1
+            examiner.passed += examiner.settle()
             return False
         if not self.loose or isinstance(error, Unusable):
             return False
         reason, message = _reason(error)
         examiner._fail(reason, f"{examiner.task['texts'][self.site]}: {message}")
         examiner.failed += 1
+        examiner.unexpected = []
         error.counted = True
         # In a statement, the rest of it is the same test.
         return bool(examiner.task["function"]) and not examiner.task["stop"] and not isinstance(error, SystemExit)
+
+
+class _Leaving:
+    """Notes what leaves the body of a `with`."""
+
+    def __init__(self, examiner: Examiner):
+        self.examiner = examiner
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, trace) -> bool:
+        self.examiner.leaving = error
+        return False
 
 
 def _ends(name: str) -> bool:
@@ -246,15 +344,6 @@ def _reason(error: BaseException) -> tuple[str, str]:
         return error.args
     reason = "exception" if hasattr(error, "of_program") else "failed"
     return reason, f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ")
-
-
-def _change(before: object, after: object) -> None:
-    """Make an argument what the program made of it."""
-    if isinstance(before, list | bytearray):
-        before[:] = after
-    elif isinstance(before, dict | set):
-        before.clear()
-        before.update(after)
 
 
 def examine(channel: socket.socket, task: dict) -> None:

@@ -16,7 +16,7 @@ from ruyi_rl.rewards.sandbox.slots import Slot
 MAX_REQUEST = 256 << 20
 """Bytes of the arguments of one call."""
 _MESSAGE = 300
-_ANSWERS = ("value", "exception", "memory", "missing", "unplain", "flood")
+_ANSWERS = ("value", "iterator", "exception", "memory", "missing", "unplain", "flood")
 
 
 class Confined:
@@ -72,6 +72,10 @@ class Confined:
         self._over = None
         return outcome
 
+    def charge(self, seconds: float) -> None:
+        """Take time off the program's clock: what its last answer has cost outside."""
+        self._left -= seconds
+
     def close(self) -> None:
         """End the program and wait until nothing is left of it."""
         if not self._closed:
@@ -84,16 +88,21 @@ class Confined:
     def _ask(self, request: bytes, to_the_end: bool = False) -> Outcome:
         if self._closed:
             raise ValueError("this program is closed")
+        if self._left <= 0:
+            outcome = self._timeout()
+            self._finish(outcome)
+            return outcome
         if self._residence is None:
             options = self._slot.options
             memory = None if self._slot.cgroup is not None or not self._slot.confined else options.memory_mb << 20
             self._residence = self._slot.start()
             self._exchange = Exchange(self._residence, options.output_kb << 10, memory)
         began = time.monotonic()
-        reply = self._exchange.ask(request, max(self._left, 0.001), to_the_end)
+        reply = self._exchange.ask(request, self._left, to_the_end)
+        outcome = self._outcome(reply, to_the_end)
+        # With the decoding: an answer can be made ready beforehand, and large.
         seconds = time.monotonic() - began
         self._left -= seconds
-        outcome = self._outcome(reply, to_the_end)
         outcome = replace(outcome, stdout=reply.stdout.decode("utf-8", "replace"), seconds=seconds)
         if reply.reason != "answer" or outcome.kind == "crash":
             self._finish(outcome)
@@ -108,6 +117,9 @@ class Confined:
         if residence is not None:
             residence.end()
 
+    def _timeout(self) -> Outcome:
+        return Outcome("timeout", message=f"over {self._slot.options.seconds:g} s")
+
     def _outcome(self, reply: Reply, to_the_end: bool) -> Outcome:
         limits = self._slot.options
         if reply.reason == "flood":
@@ -115,7 +127,7 @@ class Confined:
         if reply.reason == "memory" or (reply.reason != "answer" and self._slot.killed_for_memory()):
             return Outcome("memory", message=f"over {limits.memory_mb} MiB")
         if reply.reason == "timeout":
-            return Outcome("timeout", message=f"over {limits.seconds:g} s")
+            return self._timeout()
         if reply.frame is not None:
             answer = _answer(reply.frame)
             if answer is not None and not (to_the_end and answer.kind not in ("exception", "memory")):
@@ -140,8 +152,10 @@ def _answer(frame: bytes) -> Outcome | None:
         return None
     if (kind == "exception" and type(value) is not str) or type(args) not in (list, type(None)):
         return None
-    value = value if kind in ("value", "exception") else None
-    return Outcome(kind, value, message=_one_line(message), args=args if kind == "value" else None)
+    if kind == "iterator" and type(value) is not list:
+        return None
+    value = value if kind in ("value", "iterator", "exception") else None
+    return Outcome(kind, value, message=_one_line(message), args=args if kind in ("value", "iterator") else None)
 
 
 def _ended(status: int | None, to_the_end: bool) -> Outcome:

@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
-KINDS = ("value", "exit", "exception", "timeout", "crash", "memory", "flood", "unplain", "missing")
+KINDS = ("value", "iterator", "exit", "exception", "timeout", "crash", "memory", "flood", "unplain", "missing")
 
 
 @dataclass(frozen=True)
 class Outcome:
     """One of `KINDS`, and what belongs to it.
 
-    - `value`: the function returned `value`, plain data of exact types.
+    - `value`: the function returned `value`, plain data of exact types; what it returned of other types is given as
+      `conversion` says.
+    - `iterator`: it returned an iterator (a generator, `map` …); `value` is a list of its items.
     - `exit`: the script ended; `value` is its exit status, 0 to 255.
     - `exception`: `value` is the name of its class, `message` is "ValueError: …".
     - `timeout`, `memory`: over a limit. `flood`: too much output, or too large a value.

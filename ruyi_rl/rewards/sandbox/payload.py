@@ -9,7 +9,7 @@ from ruyi_rl.rewards.sandbox.options import SandboxOptions
 from ruyi_rl.rewards.sandbox.seccomp import seccomp_filter
 
 _INTERPRETER_BYTES = 96 << 20
-_MODULES = ("plain", "program", "kernel", "resident")
+_MODULES = ("plain", "conversion", "program", "kernel", "resident")
 BOOT = """
 import marshal, posix, sys
 modules, settings = marshal.loads(posix.pread(int(sys.argv[1]), 1 << 24, 0))
@@ -41,7 +41,8 @@ def _settings(options: SandboxOptions, user: int) -> dict:
         "RLIMIT_AS": (memory, memory),
         "RLIMIT_CPU": (processor, processor + 1),
         "RLIMIT_FSIZE": (disk, disk),
-        "RLIMIT_NOFILE": (256, 256),
+        # With the processes, the bound of what Unix sockets buffer: no memory limit but a cgroup's counts that.
+        "RLIMIT_NOFILE": (64, 64),
         "RLIMIT_CORE": (0, 0),
         "RLIMIT_STACK": (64 << 20, 64 << 20),
     }

@@ -1,6 +1,7 @@
 """The start-up probe: whether programs can be confined here, found by confining one that tries to get out."""
 
 import platform
+import secrets
 import socket
 import sys
 import tempfile
@@ -22,10 +23,9 @@ _PROCESSES, _DISK_MB = 4, 1
 _PROGRAM = """
 import csv, glob, os, socket
 
-def reach(port):
-    with socket.socket() as client:
-        client.settimeout(2)
-        return client.connect_ex(("127.0.0.1", port)) == 0
+def reach(name):
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex("\\0" + name) == 0
 
 def see(path):
     return [name for name in [path, "/home", "/proc/1", "/sys/kernel", "/etc/passwd"] if os.path.exists(name)]
@@ -67,7 +67,7 @@ def unconfinable(options: SandboxOptions) -> str | None:
     """Why programs cannot be confined here, in one line that says what to do; None where they can be.
 
     Runs a small program in a sandbox as `options` describe it (smaller, so that it is quick), and looks whether it
-    reaches a port of the host, sees its files, is root, fills more than its folder, writes elsewhere, or starts more
+    reaches the host's network, sees its files, is root, fills more than its folder, writes elsewhere, or starts more
     processes than it may. With `mode="none"` there is nothing to probe but the system's kind.
     """
     if sys.platform != "linux":
@@ -77,9 +77,12 @@ def unconfinable(options: SandboxOptions) -> str | None:
     if find_bubblewrap() is None:
         return f"bubblewrap (bwrap) is not installed; {INSTALL}"
     small = replace(options, seconds=30.0, disk_mb=_DISK_MB, processes=_PROCESSES, memory_mb=256)
-    with socket.create_server(("127.0.0.1", 0)) as server, tempfile.NamedTemporaryFile() as secret:
+    with socket.socket(socket.AF_UNIX) as server, tempfile.NamedTemporaryFile() as secret:
+        # An abstract socket belongs to the network's namespace as ports do, which no program may ask for at all.
+        server.bind(f"\0ruyi-probe-{secrets.token_hex(8)}")
+        server.listen()
         escapes = {
-            "reaches the network": ("reach", server.getsockname()[1], False),
+            "reaches the network": ("reach", server.getsockname()[1:].decode(), False),
             "sees the host's files": ("see", secret.name, []),
             "fills more than its folder": ("fill", _DISK_MB << 20, False),
             "writes outside its folder": ("litter", "/usr/lib/ruyi-sandbox-probe", False),

@@ -6,13 +6,14 @@ can rewrite in its own process; so nothing here protects the parent, and the par
 Requests and answers are frames: four bytes of length, then `plain.encode` of a tuple. An answer is (kind, value,
 message, args); args are the call's own, as they are after it, where it could have changed one.
     ("define", program)               -> "value" (None), "exception" (its class's name) or "memory"
-    ("call", function, args, kwargs)  -> the same, or "missing", "unplain" or "flood"
+    ("call", function, args, kwargs)  -> the same, or "iterator" (a list of its items), "missing", "unplain" or "flood"
     ("run", program, stdin)           -> the process ends; an answer only where an exception ended the program
 """
 
 import posix
 import sys
 
+from ruyi_rl.rewards.sandbox.conversion import converted, is_iterator
 from ruyi_rl.rewards.sandbox.plain import TooLarge, Unplain, decode, encode
 
 CHANNEL = 3
@@ -66,13 +67,27 @@ def _call(module: object, name: str, args: tuple, kwargs: dict, limit: int) -> b
     except BaseException as error:  # noqa: BLE001
         return _exception(error, limit)
     try:
-        return _plain("value", limit, value, args=_changed(args, limit))
+        return _answer(value, args, limit)
     except TooLarge as error:
         return _plain("flood", limit, message=str(error))
     except Unplain as error:
         return _plain("unplain", limit, message=str(error))
     except MemoryError:
         return _plain("memory", limit)
+    except BaseException as error:  # noqa: BLE001  of an iterator's own code
+        return _exception(error, limit)
+
+
+def _answer(value: object, args: tuple, limit: int) -> bytes:
+    kind = "iterator" if is_iterator(value) else "value"
+    if kind == "iterator":
+        # Its code may change the arguments, too.
+        value = converted(value, limit)
+    args = _changed(args, limit)
+    try:
+        return _plain(kind, limit, value, args=args)
+    except Unplain:  # rare, so that all other values are gone through once only
+        return _plain(kind, limit, converted(value, limit), args=args)
 
 
 def _changed(args: tuple, limit: int) -> list | None:
@@ -80,9 +95,13 @@ def _changed(args: tuple, limit: int) -> list | None:
         return None
     try:
         encode(args, limit)
+        return list(args)
+    except Unplain:
+        pass
+    try:
+        return converted(list(args), limit)
     except Unplain:
         return None
-    return list(args)
 
 
 def _plain(kind: str, limit: int, value: object = None, message: str = "", args: list | None = None) -> bytes:

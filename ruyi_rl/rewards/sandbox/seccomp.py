@@ -2,8 +2,9 @@
 
 Refused with EPERM: other processes' memory, mounts, namespaces, kernel modules, keys, bpf, performance counters,
 io_uring, the clock, terminal injection; System V shared memory and memory files, which no quota of a folder bounds;
-sockets other than Unix and IP (a virtual machine's vsock and some others are
-not bound to a network namespace). The rules are those of the classic BPF of seccomp(2): 8 bytes an instruction.
+locks and watches of files, which hold for the host's processes, too. Sockets are Unix ones only: there is no network to
+reach, the next program would find the ports of the last one, and memory limits do not count what TCP buffers; nor may
+their buffers grow. The rules are those of the classic BPF of seccomp(2): 8 bytes an instruction.
 """
 
 import struct
@@ -12,16 +13,19 @@ from dataclasses import dataclass
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _EPERM, _ENOSYS, _EAFNOSUPPORT = 1, 38, 97
-_NUMBER, _ARCHITECTURE, _FIRST, _SECOND = 0, 4, 16, 24
+_NUMBER, _ARCHITECTURE, _FIRST, _SECOND, _THIRD = 0, 4, 16, 24, 32
 _NAMESPACES = 0x7E020000
-_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
-_SOCKETS = (1, 2, 10)
+_TERMINAL = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
+_LOCKS = (6, 7, 37, 38, 1024, 1026)  # F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW, F_SETLEASE, F_NOTIFY
+_BUFFERS = (7, 8, 32, 33)  # SO_SNDBUF, SO_RCVBUF, SO_SNDBUFFORCE, SO_RCVBUFFORCE
+_UNIX = 1
 _CLONE3 = 435
 # Name, number on x86_64, number on aarch64; "-" where a machine has no such call.
 _REFUSED = """
 _sysctl 156 -              acct 163 89                add_key 248 217            adjtimex 159 171
 bpf 321 280                chroot 161 51              clock_adjtime 305 266      clock_settime 227 112
-delete_module 176 106      fanotify_init 300 262      finit_module 313 273       fsconfig 431 431
+delete_module 176 106      fanotify_init 300 262      finit_module 313 273       flock 73 32
+fsconfig 431 431           inotify_add_watch 254 27  inotify_init 253 -         inotify_init1 294 26
 fsmount 432 432            fsopen 430 430             fspick 433 433             init_module 175 105
 io_uring_enter 426 426     io_uring_register 427 427  io_uring_setup 425 425     ioperm 173 -
 iopl 172 -                 kcmp 312 272               kexec_file_load 320 294    kexec_load 246 104
@@ -48,6 +52,8 @@ class Architecture:
     audit: int
     clone: int
     ioctl: int
+    fcntl: int
+    setsockopt: int
     socket: int
 
     def refused(self) -> list[int]:
@@ -58,8 +64,8 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "x86_64": Architecture(column=1, audit=0xC000003E, clone=56, ioctl=16, socket=41),
-    "aarch64": Architecture(column=2, audit=0xC00000B7, clone=220, ioctl=29, socket=198),
+    "x86_64": Architecture(column=1, audit=0xC000003E, clone=56, ioctl=16, fcntl=72, setsockopt=54, socket=41),
+    "aarch64": Architecture(column=2, audit=0xC00000B7, clone=220, ioctl=29, fcntl=25, setsockopt=208, socket=198),
 }
 
 
@@ -89,21 +95,28 @@ def seccomp_filter(machine: str) -> bytes:
         refuse,
         _instruction(_RETURN, _ALLOW),
     ]
+    code += _refuse_values(numbers.ioctl, _SECOND, _TERMINAL)
+    code += _refuse_values(numbers.fcntl, _SECOND, _LOCKS)
+    code += _refuse_values(numbers.setsockopt, _THIRD, _BUFFERS)
     code += [
-        _instruction(_EQUAL, numbers.ioctl, 0, 5),
-        _instruction(_LOAD, _SECOND),
-        _instruction(_EQUAL, _TIOCSTI, 1, 0),
-        _instruction(_EQUAL, _TIOCLINUX, 0, 1),
-        refuse,
-        _instruction(_RETURN, _ALLOW),
-    ]
-    code += [
-        _instruction(_EQUAL, numbers.socket, 0, 2 + len(_SOCKETS)),
+        _instruction(_EQUAL, numbers.socket, 0, 3),
         _instruction(_LOAD, _FIRST),
-        *(_instruction(_EQUAL, family, len(_SOCKETS) - index, 0) for index, family in enumerate(_SOCKETS)),
+        _instruction(_EQUAL, _UNIX, 1, 0),
         _instruction(_RETURN, _ERRNO | _EAFNOSUPPORT),
     ]
     return b"".join([*code, _instruction(_RETURN, _ALLOW)])
+
+
+def _refuse_values(call: int, argument: int, values: tuple[int, ...]) -> list[bytes]:
+    """Refuse a call where one of its arguments has one of these values."""
+    last = len(values) - 1
+    return [
+        _instruction(_EQUAL, call, 0, len(values) + 3),
+        _instruction(_LOAD, argument),
+        *(_instruction(_EQUAL, value, last - index, index == last) for index, value in enumerate(values)),
+        _instruction(_RETURN, _ERRNO | _EPERM),
+        _instruction(_RETURN, _ALLOW),
+    ]
 
 
 def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:

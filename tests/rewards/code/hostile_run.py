@@ -82,11 +82,18 @@ class Target:
 def main(mode: str, warm: bool, folder: Path) -> dict:
     target = Target(folder)
     secret = {"asserts": [f"assert f(2) == {target.secret}", f"assert f(3) == {target.secret}"]}
+    # Loops that Python itself ends at an exception.
+    mapped = {"asserts": [f"assert all(map(lambda x: f(x) == {target.secret}, (2, 3)))"]}
     breach = {"asserts": ["assert f(2) == 'breach'"]}
-    rows = dict.fromkeys(KINDS, secret) | {"breaches": breach, "disturbers": SQUARES}
+    rows = {kind: [secret] for kind in KINDS} | {
+        "forgeries": [secret, mapped],
+        "breaches": [breach],
+        "disturbers": [SQUARES],
+    }
     tries = [
-        (kind, name, program, reasons)
+        (kind, name, program, reasons, row)
         for kind in KINDS
+        for row in rows[kind]
         for name, (program, reasons) in read_programs(kind).items()
         if mode != "none" or name in OPEN
     ]
@@ -97,11 +104,11 @@ def main(mode: str, warm: bool, folder: Path) -> dict:
         for _ in range(SLOTS):
             judges.put(CodeJudge(options).__enter__())
 
-        def attempt(kind: str, name: str, program: str, reasons: list[str]) -> dict:
+        def attempt(kind: str, name: str, program: str, reasons: list[str], row: dict) -> dict:
             judge = judges.get()
             start = time.monotonic()
             try:
-                verdict = judge.judge(f"```python\n{target.aim(program)}\n```", rows[kind])
+                verdict = judge.judge(f"```python\n{target.aim(program)}\n```", row)
                 reason, message = verdict.reason, verdict.message
             except Exception as error:  # noqa: BLE001  whatever breaks is a finding
                 reason, message = "broken", f"{type(error).__name__}: {error}"

@@ -52,6 +52,7 @@ def test_keywords_constants_and_messages():
         "assert (lambda: f(1))() == 1", "assert f(1) if True else 0", "assert f(1) and f(2)", "assert f(1) == 10**3",
         "assert sorted(f(1), key=len) == []", "assert (y := f(1)) == 1", "assert {f(1): 1} == {1: 1}",
         "for i in [1]: assert f(i)",
+        "assert round(5, f(1)) == 1", "assert sum(f(1), []) == []",
         "assert f'{f(1)}' == '1'", "assert isinstance(f(1), int)", "assert f == 1", "assert __answer__ == 1",
     ],
 )  # fmt: skip

@@ -243,6 +243,7 @@ def test_tests_that_are_broken_themselves_blame_no_program(examiner, tests, mess
         (["assert f(1)", "return"], "compile"),
         ([], "assert nothing|no function"),
         (["root = Node(1)\nroot.left = Node(2)\nassert depth(root) == 2"], "object of the program's own"),
+        (["assert longest([Pair(1, 2), Pair(2, 3)], 2) == 1"], "object of the program's own"),
         (["c = Cache(2)\nc.put(1, 1)\nassert c.get(1) == 1"], "object of the program's own"),
         (check("def test(candidate):\n    assert candidate(1)"), "does not define check"),
         (check("def check(candidate):\n    candidate(1)"), "assert nothing"),
@@ -282,3 +283,157 @@ def test_the_trusted_process_ends_with_its_parent():
         os.kill(pid, 0)
     assert counts(run(examiner, ["assert f(2) == 4"], f=square)) == (1, 0, True)
     examiner.close()
+
+
+SWALLOWED = [
+    ("assert all(map(lambda x: f(x) == x * x, [2, 3]))", StopIteration),
+    ("assert sum(map(lambda x: f(x) != x * x, range(5))) == 0", StopIteration),
+    ("assert not any(map(f, [2]))", StopIteration),
+    ("class Squares:\n    def __getitem__(self, i): return f(i)\nassert not list(Squares())", IndexError),
+    (
+        "class Square:\n    value = property(lambda self: f(2))\nassert getattr(Square(), 'value', 4) == 4",
+        AttributeError,
+    ),
+    ("class Square:\n    value = property(lambda self: f(2))\nassert not hasattr(Square(), 'value')", AttributeError),
+    ("for got, want in zip(map(f, [2, 3]), [4, 9]): assert got == want\nassert True", StopIteration),
+    ("assert f is not None\nlist(map(f, [2]))", StopIteration),
+    ("import threading\nt = threading.Thread(target=f, args=[1])\nt.start()\nt.join()\nassert True", ValueError),
+    ("def g():\n    try: return f(1)\n    finally: return 4\nassert g() == 4", ValueError),
+]
+
+
+@pytest.mark.parametrize("source, kind", SWALLOWED)
+def test_no_exception_of_the_program_is_swallowed_by_python_itself(examiner, source, kind):
+    def stop(x):
+        raise kind
+
+    for tests in ([source], check("def check(candidate):\n    f = candidate\n    " + source.replace("\n", "\n    "))):
+        for end in (True, False):
+            status, found = run(examiner, tests, stop=end, f=stop)
+            assert (status, found["whole"]) == ("verdict", False) and found["failed"], found
+            assert found["reason"] in ("exception", "failed")
+
+
+def test_a_capital_alone_makes_no_class(examiner):
+    statements = ["assert Square(Square(2)) == 16", "assert Find_Max([Square(3)]) == 9"]
+    assert counts(run(examiner, statements, Square=square, Find_Max=max)) == (2, 0, True)
+
+
+def test_an_assertion_over_a_swallowed_exception_has_not_passed(examiner):
+    def stop(x):
+        if x > 2:
+            raise StopIteration
+        return x
+
+    source = "def check(candidate):\n    assert candidate(1) == 1\n    assert list(map(candidate, [1, 3])) == [1]\n"
+    source += "    assert candidate(2) == 2"
+    assert counts(run(examiner, check(source), f=stop)) == (2, 1, False)
+
+
+EXPECTED = [
+    "with contextlib.suppress(ValueError):\n    f(-1)\nassert True",
+    "def fails(x):\n    try: f(x)\n    except ValueError: return True\n    return False\nassert fails(-1)",
+    "unittest.TestCase().assertRaises(ValueError, f, -1)",
+    "with unittest.TestCase().assertRaisesRegex(ValueError, 'no'):\n    f(-1)",
+    "try: list(f(x) for x in [-1])\nexcept (TypeError, ValueError): pass",
+    "try:\n    try: f(-1)\n    finally: f(-2)\nexcept ValueError: pass",
+    "try:\n    with unittest.TestCase().subTest(): f(-1)\nexcept Exception as error:\n    assert str(error) == 'no'",
+    "try:\n    f(-1)\nexcept* ValueError:\n    pass",
+    (
+        "import threading\ndone = []\ndef work():\n    try: f(-1)\n    except ValueError: done.append(1)\n"
+        "t = threading.Thread(target=work)\nt.start()\nt.join()\nassert done"
+    ),
+]
+
+
+@pytest.mark.parametrize("source", EXPECTED)
+def test_exceptions_that_the_tests_take_themselves(examiner, source):
+    def root(x):
+        if x < 0:
+            raise ValueError("no")
+        return x
+
+    setup = "import contextlib, unittest"
+    body = "def check(candidate):\n    f = candidate\n    " + source.replace("\n", "\n    ")
+    for tests in (AssertTests(setup, (source,)), check(body, setup=setup)):
+        passed, failed, whole = counts(run(examiner, tests, f=root))
+        assert passed and not failed and whole
+    helper = setup + "\ndef fails(x):\n    try: f(x)\n    except ValueError: return True"
+    assert counts(run(examiner, AssertTests(helper, ("assert fails(-1)",)), f=root)) == (1, 0, True)
+
+
+def test_a_stop_iteration_of_the_programs_can_be_expected(examiner):
+    def stop(x):
+        raise StopIteration
+
+    assert counts(run(examiner, ["try:\n    f(1)\n    assert False\nexcept StopIteration:\n    pass"], f=stop))[2]
+    generator = "try:\n    list(f(x) for x in [1])\n    assert False\nexcept RuntimeError:\n    pass"
+    assert counts(run(examiner, [generator], f=stop)) == (1, 0, True)
+
+
+def test_a_statement_that_fails_without_asserting_fails_the_program(examiner):
+    def fail(x):
+        raise ValueError
+
+    assert counts(run(examiner, ["x = [1]\nf(x)", "assert x == [1]"], f=fail))[1:] != (0, True)
+
+
+UNREACHED = [
+    "for v in f(5): assert v > 0\nassert isinstance(f(5), list)",
+    "for v, w in zip(f(5), [1, 2]):\n    assert v == w\nassert len(f(5)) < 9",
+    "for v in f(5):\n    if v: assert v > 0\nassert True",
+    "def positive(v):\n    assert v > 0\nfor v in f(5): positive(v)\nassert True",
+    "values = f(5)\nwhile values: assert values.pop() > 0\nassert True",
+    "import contextlib\nwith contextlib.nullcontext():\n    for v in f(5): assert v > 0\nassert True",
+]
+
+
+@pytest.mark.parametrize("source", UNREACHED)
+def test_what_every_run_comes_to_must_have_been_reached(examiner, source):
+    body = "def check(candidate):\n    f = candidate\n    " + source.replace("\n", "\n    ")
+    for tests in ([source], check(body)):
+        assert counts(run(examiner, tests, f=lambda x: [1, 2]))[1:] == (0, True)
+        assert counts(run(examiner, tests, f=lambda x: []))[1:] != (0, True)
+
+
+def test_branches_need_not_be_reached(examiner):
+    source = (
+        "def unused(x):\n    assert x\n"
+        "def check(candidate):\n"
+        "    for n in range(3):\n"
+        "        if candidate(n) > 9:\n            assert n > 3\n"
+        "        else:\n            assert n <= 3\n"
+        "    try:\n        assert candidate('a')\n    except TypeError:\n        pass\n"
+        "    else:\n        assert False\n"
+        "    match candidate(2):\n        case 5:\n            assert False\n"
+    )
+    assert counts(run(examiner, check(source), f=square)) == (4, 0, True)
+
+
+def test_an_argument_is_not_fitted_to_the_answer(examiner):
+    def empty(x):
+        x.clear()
+        return []
+
+    def sort(x):
+        x.sort()
+        return x
+
+    def quiet(x):
+        x.sort()
+
+    compare = ["x = [3, 1, 2]", "assert f(x) == sorted(x)"]
+    assert counts(run(examiner, compare, f=empty)) == (0, 1, False)
+    assert counts(run(examiner, compare, f=sort)) == (1, 0, True)
+    assert counts(run(examiner, ["x = [3, 1]\nassert f(x) == [1, 3]\nassert x == [1, 3]"], f=sort)) == (1, 0, True)
+    assert counts(run(examiner, ["x = [3, 1]\nassert f(x) is None and x == [1, 3]"], f=quiet)) == (1, 0, True)
+    loop = "def check(candidate):\n    for n in range(3):\n        x = [n, 1]\n        assert candidate(x) == sorted(x)"
+    assert counts(run(examiner, check(loop), f=empty)) == (0, 3, False)
+
+
+def test_iterators_are_gone_through_once_and_cross_back_as_lists(examiner):
+    def ask(name, args, kwargs):
+        return ("iterator", [1, 2], None) if name == "f" else ("value", args[0], None)
+
+    source = "x = f(1)\nassert list(x) == [1, 2] and list(x) == []\nassert f(1) != [1, 2]\nassert g(f(1)) == [1, 2]"
+    assert counts(examiner.examine(compile_tests(AssertTests("", (source,))), ask, 10.0, False)) == (1, 0, True)

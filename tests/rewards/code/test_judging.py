@@ -1,6 +1,7 @@
 import pytest
 
 from ruyi_rl.rewards.code import CodeJudge, CodeOptions, Verdict, credit
+from ruyi_rl.rewards.sandbox import Confined
 
 # Rows in MBPP's shape: the asserts, a right program, and wrong ones.
 MBPP = [
@@ -33,7 +34,19 @@ MBPP = [
      "def root(x): return x ** 0.5 if x >= 0 else float('nan')",
      ["def root(x): return x ** 0.5", "def root(x): return x / 2"]),
     (["assert list(first(3, 'abcd')) == ['a', 'b', 'c']"], "def first(n, s): return list(s[:n])",
-     ["def first(n, s): return iter(s[:n])", "def first(n, s): return s"]),
+     ["def first(n, s): return iter(s)", "def first(n, s): return s", "def first(n, s): return n"]),
+    (["assert list(some(3)) == [0, 1, 2]", "assert list(some(0)) == []"], "def some(n): yield from range(n)",
+     ["def some(n): yield 0", "def some(n):\n    while True: yield 0", "def some(n): yield print",
+      "def some(n):\n    yield 0\n    raise StopIteration"]),
+    (["assert some(3) == [0, 1, 2]"], "def some(n): return list(range(n))",
+     ["def some(n): return iter(range(n))", "def some(n): return range(n)", "def some(n): yield from range(n)",
+      "def some(n): return map(int, range(n))", "def some(n): return dict.fromkeys(range(n)).keys()"]),
+    (["assert count('aab') == {'a': 2, 'b': 1}"], "from collections import Counter\ndef count(s): return Counter(s)",
+     ["from collections import defaultdict\ndef count(s): return defaultdict(int)",
+      "class A(dict):\n    def __eq__(s, o): return True\ndef count(s): return A()"]),
+    (["assert pair(1) == (1, 2)"],
+     "from collections import namedtuple\ndef pair(x): return namedtuple('P', 'a b')(x, 2)",
+     ["class A(tuple):\n    def __eq__(s, o): return True\ndef pair(x): return A()"]),
     (["assert bits(5) == 0b101 and bits(2**70 + 1) == 2**70 + 1"], "def bits(x): return x",
      ["def bits(x): return float(x)"]),
 ]  # fmt: skip
@@ -99,7 +112,9 @@ CALLS = {
         ("def f(x): return [x, 'a']", "exception", 1),
         ("def f(x, t=0): return [x, t]", "failed", 0),
         ("def f(x, t='a'): return {x, t}", "failed", 0),
-        ("class T(list): pass\ndef f(x, t='a'): return T([x, t])", "unplain", 0),
+        ("class T(list): pass\ndef f(x, t='a'): return T([x, t])", "passed", 2),
+        ("def f(x, t='a'): return iter([x, t])", "failed", 0),
+        ("class T: pass\ndef f(x, t='a'): return T()", "unplain", 0),
         ("def g(x): return x", "missing", 0),
         ("def f(x, t='a'): return [x, t", "syntax", 0),
         ("import no_such_module\ndef f(x, t='a'): return [x, t]", "exception", 0),
@@ -167,6 +182,36 @@ def test_time_is_bounded_for_the_program_and_for_its_tests(confinable):
         assert judge.judge("while True: pass", SUMS).reason == "timeout"
         assert judge.judge("import time\ntime.sleep(60)", CALLS).reason == "timeout"
         assert judge.judge("def f(x): return x", ["assert f(1) == 1"]).reason == "passed"
+
+
+ROUND_TRIP = {"asserts": ["assert dec([enc(5)] * 300) == 5"]}
+
+
+@pytest.mark.parametrize("answer", ["'x' * 1000000", "eval('[' * 99 + ']' * 99)", "10**4299"])
+def test_a_program_cannot_make_its_row_a_bad_one(judge, answer):
+    """What it answers makes the next argument too large: its fault, where the same in a row would be the row's."""
+    program = f"def enc(x): return {answer}\ndef dec(x): return x"
+    tests = ["assert dec(enc(5) ** 2) == 5"] if "**" in answer else ROUND_TRIP
+    assert judge.judge(program, tests).reason == "flood"
+    assert judge.judge("def enc(x): return x\ndef dec(x): return x[0]", ROUND_TRIP).reason == "passed"
+    assert judge.judge(program, ["assert dec([10**5000 + i for i in range(2)])"]).reason == "bad_tests"
+
+
+def test_what_an_answer_costs_outside_is_on_the_programs_clock(confinable):
+    """Else each of many tests of a large answer that is ready beforehand would add to the time."""
+    large = "V = [10**4299] * 500\ndef f(x): return V"
+    with CodeJudge(CodeOptions(seconds=0.5, credit="share")) as judge:
+        spent = []
+        judge_charge = Confined.charge
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Confined, "charge", lambda self, s: (spent.append(s), judge_charge(self, s + 0.2)))
+            verdict = judge.judge(large, [f"assert str(f({n})) == '1'" for n in range(20)])
+            assert (verdict.total, verdict.passed) == (20, 0) and 0 < len([s for s in spent if s > 1e-3]) < 5
+            calls = {"entry_point": "f", "calls": [{"args": [n], "output": n} for n in range(9)]}
+            assert judge.judge("def f(x): return x", calls).reason == "timeout"
+            assert judge.judge("print(1)", {"inputs": [""] * 9, "outputs": ["1"] * 9}).reason == "timeout"
+    with CodeJudge(CodeOptions(seconds=1)) as judge:
+        assert judge.judge("def f(x): return -10**4299", ["assert round(5, f(1)) == 1"]).reason != "passed"
 
 
 def test_a_second_reading_is_for_what_does_not_compile_only(confinable, tmp_path):

@@ -45,6 +45,13 @@ def test_equal_completions_are_run_once(confinable, tmp_path):
     assert (tmp_path / "runs").read_text() == "xx"
 
 
+def test_rows_that_differ_in_their_keys_only(confinable):
+    score = load_function(PLUGIN)
+    rows = [{"entry_point": "f", "calls": [{"args": [{key: 2}], "output": {(1, 2): 3}}]} for key in (1, "1")]
+    program = "def f(x): return {(1, 2): 3 if 1 in x else 4}"
+    assert score(completions=[program] * 2, tests=rows) == [1.0, 0.0]
+
+
 def test_less_time_a_sample_than_its_program_may_take_is_refused():
     """The worker of a program that hangs would be killed: a failure, and no 0."""
     with pytest.raises(RewardError, match="5 seconds a sample are too few"), load_reward(PLUGIN, timeout=5, seconds=5):

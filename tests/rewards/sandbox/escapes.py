@@ -134,7 +134,8 @@ def escapes(secret: str, port: int) -> dict[str, Escape]:
             is_kind("crash", "exception", "memory", "timeout"),
         ),
         "hostile equality": Escape(
-            "class A(int):\n    def __eq__(self, o): return True\ndef f(): return A(1)", is_kind("unplain")
+            "class A(int):\n    def __eq__(self, o): return True\ndef f(): return A(1)",
+            lambda outcome: type(outcome.value) is int and outcome.value == 1,
         ),
         "hostile message": Escape(
             "class A(Exception):\n    def __str__(self): raise SystemExit(0)\ndef f(): raise A", is_kind("exception")
@@ -194,6 +195,16 @@ def escapes(secret: str, port: int) -> dict[str, Escape]:
         "abstract socket of the host": refused(f"socket.socket(socket.AF_UNIX).connect(chr(0) + 'ruyi-test-{port}')"),
         "virtual machine's socket": refused("socket.socket(40, 1)"),
         "netlink": refused("socket.socket(16, 3)"),
+        "network of its own": refused("socket.socket()"),
+        "network of its own, IPv6": refused("socket.socket(socket.AF_INET6)"),
+        "larger socket buffers": refused("socket.socketpair()[0].setsockopt(1, socket.SO_SNDBUF, 1 << 30)"),
+        "many sockets": refused("[socket.socketpair() for _ in range(32)]"),
+        "lock of a host's file": refused("fcntl.flock(os.open(os.__file__, 0), fcntl.LOCK_EX)", "import fcntl\n"),
+        "record lock of one": refused(
+            "fcntl.lockf(os.open(os.__file__, 0), fcntl.LOCK_SH | fcntl.LOCK_NB)", "import fcntl\n"
+        ),
+        "lease of one": refused("fcntl.fcntl(os.open(os.__file__, 0), fcntl.F_SETLEASE, 1)", "import fcntl\n"),
+        "watch of one": Escape(CALL + "def f(): return libc.inotify_init(), libc.inotify_init1(0)", is_value((-1, -1))),
         "raw socket": refused("socket.socket(2, 3, 1)"),
         "ptrace": system_call("ptrace(0, 0, 0, 0)"),
         "mount": system_call("mount(b'x', b'/tmp', b'tmpfs', 0, None)"),
