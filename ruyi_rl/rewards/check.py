@@ -14,6 +14,8 @@ from typing import Any
 from ruyi_rl.refusal import Refusal, nearest
 from ruyi_rl.rewards.options import RewardFunctionOptions, RewardOptions
 from ruyi_rl.rewards.paths import RewardPath, shipped_plugins
+from ruyi_rl.rewards.pool.scores import PoolLimits
+from ruyi_rl.rewards.pool.values import LARGEST
 
 # `exit` is the column that the trainer adds: the name of the exit that answered.
 _GIVEN = {
@@ -22,7 +24,8 @@ _GIVEN = {
 }
 SCALES = ("sum_then_normalize", "normalize_then_sum")
 """What `reward.scale` may be, besides None."""
-_CHOICES = {"scope": ("sample", "group", "batch"), "gate_on": ("passed", "failed"), "on_error": ("exclude", "stop")}
+LARGEST_WEIGHT = 1e6
+_CHOICES = {"gate_on": ("passed", "failed"), "on_error": ("exclude", "stop")}
 
 
 def check_reward(options: RewardOptions) -> dict[str, list[str]]:
@@ -49,8 +52,8 @@ def check_reward(options: RewardOptions) -> dict[str, list[str]]:
     if options.judge is not None and options.judge not in options.functions:
         problem = f"no reward function {options.judge!r}"
         raise Refusal("reward.judge", problem, nearest(options.judge, options.functions))
-    if not math.isfinite(options.pass_at):
-        raise Refusal("reward.pass_at", f"{options.pass_at} is not a finite number", "any finite number")
+    if not abs(options.pass_at) <= LARGEST:
+        raise Refusal("reward.pass_at", f"{options.pass_at} is not possible", f"a number up to {LARGEST:g} in size")
     _check_clip("reward.clip", options.clip)
     if options.scale is not None and options.scale not in SCALES:
         raise Refusal("reward.scale", f"{options.scale!r} is unknown", nearest(options.scale, SCALES))
@@ -70,6 +73,9 @@ def check_function(key: str, path: str, kwargs: Mapping[str, Any]) -> str:
         Refusal: see `check_reward`.
     """
     key = key if key.endswith("path") else f"{key}.path"
+    if hidden := [name for name in kwargs if name in _GIVEN - {"exit"}]:
+        problem = f"{hidden[0]!r} would hide what the trainer passes to the function"
+        raise Refusal(key.removesuffix("path") + "kwargs", problem, "another name")
     if not path:
         raise Refusal(key, "none given", f"a Python file such as {shipped_plugins()[0]}, or a dotted name")
     place = RewardPath.parse(path)
@@ -145,14 +151,13 @@ def gate_order(functions: Mapping[str, RewardFunctionOptions]) -> list[str]:
 
 
 def _check_limits(key: str, function: RewardFunctionOptions) -> None:
-    if not math.isfinite(function.weight):
-        raise Refusal(f"{key}.weight", f"{function.weight} is not a finite number", "any finite number")
-    for name in ("timeout", "memory_gb"):
-        value = getattr(function, name)
-        if not (math.isfinite(value) and value > 0):
-            raise Refusal(f"{key}.{name}", f"{value} is not possible", "a finite number above 0")
-    if function.workers is not None and function.workers < 1:
-        raise Refusal(f"{key}.workers", f"{function.workers} is not possible", "1 or more, or null: by the cores")
+    if not abs(function.weight) <= LARGEST_WEIGHT:
+        allowed = f"a number up to {LARGEST_WEIGHT:g} in size"
+        raise Refusal(f"{key}.weight", f"{function.weight} is not possible", allowed)
+    try:
+        PoolLimits(function.timeout, function.workers, function.memory_gb, function.scope)
+    except Refusal as refusal:
+        raise Refusal(f"{key}.{refusal.key}", refusal.problem, refusal.allowed) from None
     for name, choices in _CHOICES.items():
         value = getattr(function, name)
         if value not in choices:
@@ -168,8 +173,11 @@ def _check_limits(key: str, function: RewardFunctionOptions) -> None:
 def _check_clip(key: str, clip: list[float] | None) -> None:
     if clip is None:
         return
-    if len(clip) != 2 or any(math.isnan(value) for value in clip) or clip[0] > clip[1]:
-        raise Refusal(key, f"{clip} is not possible", "[lowest, highest], such as [0, 1]")
+    # An infinite end is none; what is clipped must stay as small as a reward may be.
+    possible = len(clip) == 2 and clip[0] <= clip[1] and -LARGEST <= clip[1] and clip[0] <= LARGEST
+    if not possible or any(abs(value) > LARGEST and math.isfinite(value) for value in clip):
+        allowed = f"[lowest, highest], up to {LARGEST:g} in size, such as [0, 1]"
+        raise Refusal(key, f"{clip} is not possible", allowed)
 
 
 def _check_imports(key: str, path: str) -> None:

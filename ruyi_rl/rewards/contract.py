@@ -30,7 +30,7 @@ REMEDIES = {
     "crash": "its worker process died: look for os._exit, native code, or threads that it leaves",
     "memory": "hold less, or raise {key}.memory_gb",
     "nan": "return a finite number, or None for no opinion",
-    "infinite": "return a finite number, or None for no opinion",
+    "infinite": "return a number of at most 1e9 in size, or None for no opinion",
     "wrong_length": "return a list with one reward a completion, in their order",
     "wrong_type": "return a list of numbers and None",
     "unpicklable": "columns of plain values: numbers, texts, lists, dicts",

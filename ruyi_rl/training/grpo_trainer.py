@@ -29,6 +29,7 @@ from ruyi_rl.training.advantages import group_advantages, normalized_advantages
 from ruyi_rl.training.batches import plan_batches
 from ruyi_rl.training.exit_metrics import engine_mismatch, failure_metrics, rollout_metrics, worker_metrics
 from ruyi_rl.training.family_trainer import FamilyTrainer, train_only
+from ruyi_rl.training.plugin_logs import column_name, metric_name, of_one_type
 from ruyi_rl.training.rows import FamilySampler, balanced_chunks, block_layout, deepest_first, expand_rows
 from ruyi_rl.training.scored_batch import ScoredBatch
 
@@ -219,6 +220,10 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
             logged.pop()
         logged.extend(advantages.tolist())
         self._logs["extra"]["exit"].extend(gather_object(exit_names))
+        for column in self._logs["extra"].values():  # of all ranks, and of the steps before that it still holds
+            fitted = of_one_type(column)
+            column.clear()
+            column.extend(fitted)
 
     def _log_workers(self, mode, output) -> None:
         """Each exit's worker: speed, syncs, and how far its log-probs are from the trainer's."""
@@ -370,9 +375,9 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
         shares = gather_object([share])
         self._failures.take(shares, mode, self.state.global_step)
         for column, values in scored.extra.items():
-            self._pending_extra_logs[column].extend(values)
+            self._pending_extra_logs[column_name(column, self._scorer.names)].extend(values)
         for name, values in scored.metrics.items():
-            self._pending_metrics[name].extend(values)
+            self._pending_metrics[metric_name(name, self.exits)].extend(values)
         metrics = self._metrics[mode]
         metrics["rewards/overlapped_seconds"].append(self._batch.overlapped)
         for name, value in failure_metrics(shares, self.exits).items():

@@ -84,6 +84,13 @@ def test_refused_kwargs(plugin):
     check_reward(options(plugin(reads), kwargs={"levle": 2}))
 
 
+@pytest.mark.parametrize("path", ["rewards/format.py", "trl.rewards.think_format_reward"])
+@pytest.mark.parametrize("name", ["completions", "prompts", "completion_ids", "log_extra", "trainer_state"])
+def test_refused_kwargs_that_hide_what_the_trainer_passes(path, name):
+    caught = refusal(options(path, kwargs={name: 1}))
+    assert caught.key == "reward.functions.it.kwargs" and "hide" in str(caught)
+
+
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
 def test_refused_weight(weight):
     assert refusal(options("rewards/format.py", weight=weight)).key == "reward.functions.it.weight"
@@ -95,8 +102,9 @@ def test_refused_group():
     named = options("rewards/format.py")
     named.judge = "itt"
     assert "did you mean 'it'" in str(refusal(named))
-    named.judge, named.pass_at = "it", float("nan")
-    assert refusal(named).key == "reward.pass_at"
+    named.judge = "it"
+    for named.pass_at in (float("nan"), float("inf"), 1e300):
+        assert refusal(named).key == "reward.pass_at"
 
 
 def test_plugins_are_not_imported(plugin):
@@ -116,7 +124,11 @@ def test_plugins_are_not_imported(plugin):
         ({"timeout": 0.0}, "timeout"),
         ({"timeout": float("inf")}, "timeout"),
         ({"timeout": float("nan")}, "timeout"),
+        ({"timeout": 1e300}, "timeout"),
         ({"workers": 0}, "workers"),
+        ({"memory_gb": 1e300}, "memory_gb"),
+        ({"memory_gb": 1e10}, "memory_gb"),
+        ({"weight": 1e300}, "weight"),
         ({"memory_gb": 0.0}, "memory_gb"),
         ({"scope": "smaple"}, "scope"),
         ({"gate_on": "fail", "gate": "it"}, "gate_on"),
@@ -126,6 +138,10 @@ def test_plugins_are_not_imported(plugin):
         ({"on_error": "ignore"}, "on_error"),
         ({"clip": [1.0, 0.0]}, "clip"),
         ({"clip": [0.0]}, "clip"),
+        ({"clip": [float("inf"), float("inf")]}, "clip"),
+        ({"clip": [-float("inf"), -float("inf")]}, "clip"),
+        ({"clip": [1e300, float("inf")]}, "clip"),
+        ({"clip": [0.0, 1e300]}, "clip"),
         ({"clip": [0.0, float("nan")]}, "clip"),
         ({"max_failure_share": 0.0}, "max_failure_share"),
         ({"max_failure_share": 1.01}, "max_failure_share"),
@@ -138,6 +154,7 @@ def test_refused_limits(fields, key):
 def test_allowed_limits():
     allowed = {"timeout": 0.5, "workers": 1, "memory_gb": 0.25, "scope": "batch", "clip": [0.5, 0.5]}
     check_reward(options("rewards/format.py", **allowed, on_error="stop", max_failure_share=1.0))
+    check_reward(options("rewards/format.py", clip=[-float("inf"), 1.0], timeout=86_400.0, weight=-1e6))
 
 
 def gated(**gates):

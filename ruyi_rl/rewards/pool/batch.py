@@ -8,10 +8,11 @@ import time
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
+from ruyi_rl.rewards.pool.replies import Answer
 from ruyi_rl.rewards.pool.scores import RewardFailure, Scores
 from ruyi_rl.rewards.pool.values import Failed, described
 
@@ -122,17 +123,17 @@ class Batch:
         request = {"batch": self.number, "count": len(indices), "columns": columns}
         return pickle.dumps(request | ({"whole": self.whole} if with_whole else {}), pickle.HIGHEST_PROTOCOL)
 
-    def answered(self, chunk: Chunk, reply: dict[str, Any]) -> None:
+    def answered(self, chunk: Chunk, answer: Answer) -> None:
         """Take in what a worker gave for a chunk."""
         indices, scores = chunk.indices, self._scores
-        for index, reward in zip(indices, reply["rewards"], strict=True):
+        for index, reward in zip(indices, answer.rewards, strict=True):
             scores.rewards[index] = reward
-        scores.failures += [RewardFailure(indices[index], *failure) for index, *failure in reply["failures"]]
-        for column, values in reply["extra"].items():
+        scores.failures += [replace(failure, index=indices[failure.index]) for failure in answer.failures]
+        for column, values in answer.extra.items():
             logged = scores.extra.setdefault(column, [None] * len(scores.rewards))
             for index, value in zip(indices, values, strict=True):
                 logged[index] = value
-        self._metrics.append((indices[0], reply["metrics"]))
+        self._metrics.append((indices[0], answer.metrics))
         self._open -= len(indices)
 
     def failed(self, chunk: Chunk, failed: Failed, again: bool = False) -> None:

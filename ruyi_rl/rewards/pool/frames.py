@@ -1,4 +1,4 @@
-"""Messages between the pool and a worker: eight bytes of length, then the message."""
+"""Messages between the pool and a worker: eight bytes of length, then the message, which begins with its tag."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 
 HEADER = 8
 """Bytes of the length, little-endian."""
+TAG = 16
+"""Bytes at the beginning of each message to a worker, random, which its reply begins with too."""
 MAX_REPLY = 64 * 2**20
 """Bytes of the longest message that is read from a worker."""
 

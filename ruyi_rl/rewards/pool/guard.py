@@ -15,13 +15,13 @@ import contextlib
 import ctypes
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
 
+from ruyi_rl.rewards.pool.leftovers import remove
 from ruyi_rl.rewards.pool.memory import Watch
 from ruyi_rl.rewards.pool.worker import DUMP_SIGNAL, serve
 from ruyi_rl.rollout.servers.guardian import SET_CHILD_SUBREAPER, SET_PARENT_DEATH_SIGNAL, EndOfRun, clear, reap
@@ -32,6 +32,8 @@ STACK_BYTES = 8192
 """Of the stacks that the worker has written."""
 DUMP_SECONDS = 0.2
 """How long a worker that hangs may take to write where it is."""
+_TELLING = threading.Lock()
+"""Two threads tell the pool, and a long line may go out in pieces."""
 
 
 def main() -> None:
@@ -39,9 +41,10 @@ def main() -> None:
     run, channel, memory = (int(argument) for argument in sys.argv[1:4])
     folder = Path(sys.argv[4])
     folder.mkdir(mode=0o700)
-    os.environ.update(TMPDIR=str(folder), TMP=str(folder), TEMP=str(folder))
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans of the worker become children of this process
+    # A plugin may have stopped this process: it must go on at the run's end, to clear up.
+    libc.prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGCONT, 0, 0, 0)
     faults = os.memfd_create("faults")
     read, write = os.pipe()
     guard = os.getpid()
@@ -64,7 +67,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, lambda *received: None)  # the pool decides when a worker ends, not who signals everybody
     end = watch(worker, EndOfRun(run), Output(read), faults, memory)
-    shutil.rmtree(folder, onerror=_force)
+    remove(folder)
     tell(ended=end)
 
 
@@ -128,17 +131,9 @@ class Output:
 def tell(**message: object) -> None:
     """Send a line to the pool, if it is still there."""
     rest = json.dumps(message).encode() + b"\n"
-    with contextlib.suppress(OSError):
+    with _TELLING, contextlib.suppress(OSError):
         while rest:
             rest = rest[os.write(0, rest) :]
-
-
-def _force(_function, path: str, _error) -> None:
-    """Removes what lies in a folder that the plugin has locked."""
-    with contextlib.suppress(OSError):
-        os.chmod(os.path.dirname(path), 0o700)
-        os.chmod(path, 0o700)
-        shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else os.unlink(path)
 
 
 if __name__ == "__main__":

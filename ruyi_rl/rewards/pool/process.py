@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +19,9 @@ from typing import Any
 
 import ruyi_rl
 from ruyi_rl.rewards.pool.batch import Chunk
-from ruyi_rl.rewards.pool.frames import Received, frame
+from ruyi_rl.rewards.pool.frames import TAG, Received, frame
+from ruyi_rl.rewards.pool.leftovers import end_processes, remove
+from ruyi_rl.rewards.pool.replies import decoded
 
 _COMMAND = "import sys; sys.path.insert(0, {root!r}); from ruyi_rl.rewards.pool.guard import main; main()"
 _READ = 2**20
@@ -52,7 +54,7 @@ class WorkerProcess:
         since, allowed, deadline: when it got that (monotonic), seconds that it may take, and when it is to be killed;
             a deadline of None: never.
         ready: whether it has started.
-        calls: how many chunks it has answered.
+        calls: how many chunks it has answered. failed: how many samples have failed in it since the last that did not.
         batch: number of the batch whose whole columns it has.
         ending: why it was killed (`timeout`, `broken`, `closed`), or "".
         end: what is known of how it has ended.
@@ -63,7 +65,7 @@ class WorkerProcess:
     def __init__(self, plugin: Plugin):
         self.chunk: Chunk | None = None
         self.deadline: float | None = None
-        self.ready, self.calls, self.batch, self.ending = False, 0, -1, ""
+        self.ready, self.calls, self.failed, self.batch, self.ending = False, 0, 0, -1, ""
         self.since, self.allowed = time.monotonic(), 0.0
         self.end: dict[str, Any] = {}
         self.broken, self.line = False, ""
@@ -75,6 +77,7 @@ class WorkerProcess:
         arguments = [str(os.getpid()), str(workers.fileno()), str(plugin.memory), str(self._folder)]
         # One thread each, unless the user has said otherwise: the workers share the cores already.
         environment = {"OMP_NUM_THREADS": "1", **os.environ}
+        environment |= dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(self._folder))
         try:
             # Not multiprocessing's spawn: that would run the caller's script again.
             self._process = subprocess.Popen(
@@ -102,7 +105,8 @@ class WorkerProcess:
 
     def send(self, message: bytes) -> None:
         """Send a message, as much of it as can be sent now; `flush` sends the rest."""
-        self.unsent = memoryview(frame(message))
+        self._tag = os.urandom(TAG)
+        self.unsent = memoryview(frame(self._tag + message))
         self.flush()
 
     def flush(self) -> None:
@@ -120,7 +124,7 @@ class WorkerProcess:
 
         Raises:
             EOFError: it has closed its end.
-            ValueError: it has sent what is no reply.
+            ValueError: it has sent what is no reply, or not to the last message.
         """
         try:
             data = self.channel.recv(_READ)
@@ -130,7 +134,11 @@ class WorkerProcess:
             data = b""
         if not data:
             raise EOFError
-        yield from map(json.loads, self._received.add(data))
+        for message in self._received.add(data):
+            tag, self._tag = self._tag, b""
+            if not tag or message[:TAG] != tag:
+                raise ValueError("a reply that nobody has asked for")
+            yield decoded(message[TAG:])
 
     def reports(self) -> Iterator[dict[str, Any]]:
         """What the guard has told since the last time; {"ended": {}} where it has ended without a word."""
@@ -149,6 +157,7 @@ class WorkerProcess:
     def kill(self, why: str, with_stack: bool = False) -> None:
         """End the worker and all that it started; the guard tells when it has."""
         self.ending = self.ending or why
+        self.wake()
         try:
             self.control.send(b"t" if with_stack else b"k")
         except OSError:
@@ -162,8 +171,14 @@ class WorkerProcess:
         """Close what the pool has of a worker that is gone."""
         self.control.close()
         self.channel.close()
-        # The guard removes it, unless it was killed itself.
-        shutil.rmtree(self._folder, ignore_errors=True)
+        # All this the guard does, unless it was killed itself.
+        if self._process.returncode != 0:
+            end_processes(self._folder)
+        remove(self._folder)
+
+    def wake(self) -> None:
+        """Let a guard go on that the plugin has stopped."""
+        self._process.send_signal(signal.SIGCONT)
 
     def end(self) -> None:
         """Kill the guard too; for a guard that does not end."""

@@ -15,6 +15,7 @@ from ruyi_rl.rewards.pool.batch import Batch, Chunk
 from ruyi_rl.rewards.pool.ends import failure
 from ruyi_rl.rewards.pool.pace import FIRST_CALL, Pace
 from ruyi_rl.rewards.pool.process import Plugin, WorkerProcess
+from ruyi_rl.rewards.pool.replies import read_answer
 from ruyi_rl.rewards.pool.scores import PoolLimits
 from ruyi_rl.rewards.pool.values import Failed
 from ruyi_rl.rewards.results import RewardError
@@ -23,10 +24,14 @@ START_SECONDS = 300.0
 """How long a worker may take to import its plugin."""
 LAST_WORD_SECONDS = 5.0
 """How long the guard of a killed worker may take to clear up, before its work is given to others."""
-LEAVE_SECONDS = 60.0
-"""How long a killed worker may take to go."""
+LEAVE_SECONDS = 20.0
+"""How long a killed worker may take to go, before its guard is killed too and the pool clears up itself."""
 TICK_SECONDS = 0.05
 """How often it is considered whether one more worker pays, and whether killed ones have gone."""
+MOST_PATIENCE = 32
+"""Samples in a row that one worker may fail before it is suspected in any case."""
+LONGEST_PAUSE = 3600.0
+"""Seconds that the thread sleeps at most: the system takes no more than 24 days."""
 SHOWN = 4096
 """Characters of what all workers print that are shown, once."""
 
@@ -56,6 +61,8 @@ class Scheduler:
         self._leaving: list[WorkerProcess] = []
         self._level = 0  # workers that have paid before: so many are replaced
         self._shown = 0
+        self._patience = 1
+        """Samples that must fail in a row until their worker is suspected."""
         self._selector: selectors.BaseSelector | None = None
 
     def submit(self, order: Batch | Future[None]) -> None:
@@ -221,34 +228,46 @@ class Scheduler:
         try:
             for reply in worker.replies():
                 self._answer(worker, reply)
-        except (EOFError, ValueError):
+        except EOFError:
             # Its guard tells at once how it has ended; one that goes on, but without a channel, is ended.
-            self._selector.unregister(worker.channel)
-            worker.broken, worker.deadline = True, time.monotonic() + LAST_WORD_SECONDS
+            self._break(worker)
+        except ValueError:
+            # Nothing that it says can be trusted any more. The chunk is still its own, and is tried again elsewhere.
+            self._break(worker)
+            worker.kill("broken")
+
+    def _break(self, worker: WorkerProcess) -> None:
+        self._selector.unregister(worker.channel)
+        worker.broken, worker.deadline = True, time.monotonic() + LAST_WORD_SECONDS
 
     def _answer(self, worker: WorkerProcess, reply: dict[str, Any]) -> None:
         if not worker.ready:
-            if not reply["ready"]:
-                self._refused(reply["message"], worker)
+            if not reply.get("ready"):
+                self._refused(str(reply.get("message")), worker)
                 return
             worker.ready, worker.deadline = True, None
-            self._pace.concurrent = reply["concurrent"]
+            self._pace.concurrent = bool(reply.get("concurrent"))
             self._pace.started(time.monotonic() - worker.since)
             self._started(None)
             return
-        if worker.chunk is None:
-            raise ValueError("an answer that nobody has asked for")
         chunk, fresh = worker.chunk, worker.calls == 0
-        worker.chunk = worker.deadline = None
-        if "failed" in reply:
-            failed = Failed(*reply["failed"])
-            again = failed.kind == "memory" and self._is_suspect(worker, chunk)
+        # First: a reply that is none must leave the chunk with the worker, whose end gives it to others.
+        answer = read_answer(reply, len(chunk.indices))
+        worker.chunk = None
+        if not worker.ending:
+            worker.deadline = None
+        if isinstance(answer, Failed):
+            again = self._is_suspect(worker, chunk, answer)
             if again:
                 worker.kill("closed")
-            chunk.batch.failed(chunk, failed, again)
+                worker.deadline = time.monotonic() + LAST_WORD_SECONDS
+            chunk.batch.failed(chunk, answer, again)
         else:
-            self._pace.answered(len(chunk.indices), reply["seconds"], fresh)
-            chunk.batch.answered(chunk, reply)
+            worker.failed = 0
+            if chunk.retried:
+                self._patience = 1
+            self._pace.answered(len(chunk.indices), answer.seconds, fresh)
+            chunk.batch.answered(chunk, answer)
         worker.calls += 1
         self._settle(chunk.batch)
 
@@ -288,13 +307,23 @@ class Scheduler:
             self._refused(f"the worker could not start: {failed.message}{where}")
         elif chunk is not None:
             self._pace.killed()
-            again = failed.kind != "timeout" and self._is_suspect(worker, chunk)
+            again = self._is_suspect(worker, chunk, failed)
             chunk.batch.failed(chunk, failed, again)
             self._settle(chunk.batch)
 
-    def _is_suspect(self, worker: WorkerProcess, chunk: Chunk) -> bool:
-        """Whether not this sample, but what earlier calls have left in the worker may be at fault."""
-        return len(chunk.units) == 1 and worker.calls > 0 and not chunk.retried
+    def _is_suspect(self, worker: WorkerProcess, chunk: Chunk, failed: Failed) -> bool:
+        """Whether not this sample, but what earlier calls have left in the worker may be at fault.
+
+        To ask again costs a worker: the more often that was in vain, the more samples must fail one after the other.
+        """
+        if len(chunk.units) > 1 or failed.kind == "unpicklable":
+            return False
+        worker.failed += 1
+        if chunk.retried:
+            self._patience = min(2 * self._patience, MOST_PATIENCE)
+        if worker.calls == 0 or chunk.retried:
+            return False
+        return failed.kind in ("crash", "memory") or worker.failed >= self._patience
 
     def _dismiss_worker(self, worker: WorkerProcess) -> None:
         self._workers.remove(worker)
@@ -322,7 +351,7 @@ class Scheduler:
         if self._leaving or len(self._workers) < self._most and any(batch.waiting for batch in self._batches):
             return TICK_SECONDS
         deadlines = [worker.deadline for worker in self._workers if worker.deadline is not None]
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        return min(max(0.0, min(deadlines) - time.monotonic()), LONGEST_PAUSE) if deadlines else None
 
     def _settle(self, batch: Batch) -> None:
         if batch.finished and batch in self._batches:
@@ -373,6 +402,7 @@ class Scheduler:
             if gone:
                 worker.forget()
             else:
+                worker.wake()
                 left.append(worker)
         return left
 

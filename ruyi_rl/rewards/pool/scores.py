@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ruyi_rl.refusal import Refusal
+from ruyi_rl.refusal import Refusal, nearest
 
 SCOPES = ("sample", "group", "batch")
+LONGEST_TIMEOUT = 86_400.0
+"""Seconds."""
+MOST_MEMORY_GB = float(2**20)
 KINDS = (
     "exception",
     "timeout",
@@ -20,8 +22,8 @@ KINDS = (
     "wrong_type",
     "unpicklable",
 )
-"""Kinds of failures. `crash`: the worker's end, by a signal, `os._exit` or `sys.exit`; `unpicklable`: an argument that
-cannot be sent to a worker."""
+"""Kinds of failures. `infinite`: more than `values.LARGEST` in size, too; `crash`: the worker's end, by a signal,
+`os._exit` or `sys.exit`; `unpicklable`: an argument that cannot be sent to a worker."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,14 @@ class PoolLimits:
     """What one call must hold together: `sample` (cut anywhere), `group` or `batch` (never cut)."""
 
     def __post_init__(self):
-        if not (self.timeout > 0 and math.isfinite(self.timeout)):
-            raise Refusal("timeout", f"{self.timeout} seconds", "a finite number above 0")
+        if not 0 < self.timeout <= LONGEST_TIMEOUT:
+            raise Refusal("timeout", f"{self.timeout} seconds", f"above 0, up to {LONGEST_TIMEOUT:g} (a day)")
         if self.workers is not None and self.workers < 1:
             raise Refusal("workers", f"{self.workers} worker processes", "1 or more, or null: by the cores")
-        if not (self.memory_gb > 0 and math.isfinite(self.memory_gb)):
-            raise Refusal("memory_gb", f"{self.memory_gb} GiB", "a finite number above 0")
+        if not 0 < self.memory_gb <= MOST_MEMORY_GB:
+            raise Refusal("memory_gb", f"{self.memory_gb} GiB", f"above 0, up to {MOST_MEMORY_GB:g}")
         if self.scope not in SCOPES:
-            raise Refusal("scope", repr(self.scope), "one of: " + ", ".join(SCOPES))
+            raise Refusal("scope", f"{self.scope!r} is unknown", nearest(self.scope, SCOPES))
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+LARGEST = 1e9
+"""Size of a reward: in float32, which trainers compute in, the square of a weighted sum of such is still finite."""
 MAX_MESSAGE = 500
 """Characters of a failure's message."""
+MAX_NAME, MAX_NAMES = 100, 100
+"""Characters of a logged column's or metric's name, and how many of each a call may log."""
 MAX_TEXT = 10_000
 """Characters of a logged text."""
 MAX_DEPTH = 6
@@ -50,7 +54,7 @@ def listed(returned: Any, expected: int) -> list[Any]:
 
 
 def number(value: Any) -> float | None:
-    """One reward: a finite float, or None where the plugin abstained.
+    """One reward: a float of at most `LARGEST` in size, or None where the plugin abstained.
 
     Args:
         value: None, a number of any type (a bool, a numpy scalar and a tensor of one element are numbers).
@@ -58,7 +62,7 @@ def number(value: Any) -> float | None:
     Raises:
         Failed: `nan`, `infinite` or `wrong_type`.
     """
-    if value is None or type(value) is float and math.isfinite(value):
+    if value is None or type(value) is float and abs(value) <= LARGEST:
         return value
     problem = f"returned {_short(value)} of type {type(value).__name__}, not a number"
     if isinstance(value, (str, bytes, bytearray, complex)) or not hasattr(value, "__float__"):
@@ -73,6 +77,8 @@ def number(value: Any) -> float | None:
         raise Failed("nan", "returned NaN")
     if math.isinf(value):
         raise Failed("infinite", "returned an infinite number")
+    if abs(value) > LARGEST:
+        raise Failed("infinite", f"returned {value:g}: more than {LARGEST:g} in size is taken for infinite")
     return value
 
 
@@ -91,17 +97,23 @@ def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, int):
         return int(value) if -(2**63) <= value < 2**63 else _short(value)
     if isinstance(value, str):
-        return str(value[:MAX_TEXT])
+        return encodable(value[:MAX_TEXT])
     if isinstance(value, (list, tuple)) and depth < MAX_DEPTH:
         return [_plain(item, depth + 1) for item in value]
     if isinstance(value, dict) and depth < MAX_DEPTH:
-        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
+        return {encodable(str(key)): _plain(item, depth + 1) for key, item in value.items()}
     return _short(value)
 
 
 def one_line(text: str) -> str:
-    """The text in one line of bounded length."""
-    return " ".join(text[: 4 * MAX_MESSAGE].split())[:MAX_MESSAGE]
+    """The text in one line of bounded length, without what would steer a terminal or cannot be encoded."""
+    line = " ".join(text[: 4 * MAX_MESSAGE].split())[:MAX_MESSAGE]
+    return "".join(character if character.isprintable() else "\ufffd" for character in line)
+
+
+def encodable(text: str) -> str:
+    """The text as UTF-8 can hold it: without halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def described(error: BaseException) -> str:

@@ -11,14 +11,14 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
 from ruyi_rl.rewards.pool.ambience import Ambience
-from ruyi_rl.rewards.pool.frames import receive, send
-from ruyi_rl.rewards.pool.values import Failed, described, listed, logged, number
+from ruyi_rl.rewards.pool.frames import TAG, receive, send
+from ruyi_rl.rewards.pool.values import MAX_NAME, MAX_NAMES, Failed, described, listed, logged, number, one_line
 
 DUMP_SIGNAL = signal.SIGRTMIN + 7
 """Makes the worker write where it is; a number that libraries leave alone."""
@@ -40,24 +40,35 @@ def serve(channel: int, faults: int, memory: int) -> NoReturn:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     faulthandler.enable(faults, all_threads=False)
     faulthandler.register(DUMP_SIGNAL, faults, all_threads=False)
-    setup = pickle.loads(receive(channel))
-    settle = Settlement(channel).settle
+    tag, setup = _request(channel)
+    settlement = Settlement(channel)
     try:
-        plugin = Plugin(setup, settle)
+        plugin = Plugin(setup, settlement.settle)
+        settlement.ambience.keep()
         ready = {"ready": True, "concurrent": plugin.concurrent}
     except BaseException as error:  # noqa: BLE001 - a stranger's module may raise anything while it is imported
         plugin, ready = None, {"ready": False, "message": _start_message(setup["path"], error)}
-    settle()
-    send(channel, json.dumps(ready).encode())
+    settlement.settle()
+    _reply(channel, tag, ready)
     while plugin:
         try:
-            request = receive(channel)
+            tag, request = _request(channel)
         except EOFError:
             break  # the pool has ended
-        send(channel, json.dumps(plugin.answer(pickle.loads(request))).encode())
+        _reply(channel, tag, plugin.answer(request))
     # To be killed by the guard, which looks first what shared memory this process has.
     while True:
         signal.pause()
+
+
+def _request(channel: int) -> tuple[bytes, dict[str, Any]]:
+    """The next message and its tag, which says in the reply what that answers."""
+    message = receive(channel)
+    return message[:TAG], pickle.loads(memoryview(message)[TAG:])
+
+
+def _reply(channel: int, tag: bytes, reply: dict[str, Any]) -> None:
+    send(channel, tag + json.dumps(reply).encode())
 
 
 class Settlement:
@@ -65,7 +76,7 @@ class Settlement:
 
     def __init__(self, channel: int):
         self._channel, self._process, self._socket = channel, os.getpid(), os.fstat(channel).st_ino
-        self._ambience = Ambience()
+        self.ambience = Ambience()
 
     def settle(self) -> None:
         """Ends the process where it is none that may answer."""
@@ -73,7 +84,7 @@ class Settlement:
         if os.getpid() != self._process:
             os._exit(0)
         try:
-            self._ambience.restore()
+            self.ambience.restore()
             # A plugin that closes every descriptor may have opened a file of its own under this number.
             intact = os.fstat(self._channel).st_ino == self._socket
         except OSError:
@@ -97,6 +108,7 @@ class Plugin:
 
         self._settle, self._kwargs = settle, setup["kwargs"]
         self._function = load_function(setup["path"])
+        check_callable(setup["path"], self._function)
         self._file, self._line = _definition(self._function)
         self.concurrent = is_async(self._function)
         self._batch: int | None = None
@@ -201,7 +213,29 @@ class Plugin:
 
 
 class StartError(Exception):
-    """The plugin's `_start` raised."""
+    """The plugin's `_start` raised, or its function is none that a run can call."""
+
+
+def check_callable(path: str, function: Any) -> None:
+    """Refuses what a run cannot call, where the plugin's source alone does not tell (a dotted name, an assignment).
+
+    Raises:
+        StartError: it does not take whatever the trainer passes by name.
+    """
+    if not callable(function):
+        raise StartError(f"{path} is of type {type(function).__name__}, not a function")
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return  # written in C, without a signature
+    by_position = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
+    if by_position or not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        name = path.rpartition(":")[2].rpartition(".")[2]
+        takes = f"takes {by_position[0]!r} by position only" if by_position else "takes no **kwargs"
+        raise StartError(
+            f"{path} {takes}: a reward function is called as f(completions=…, prompts=…, …); one that makes a reward "
+            f"function belongs in a file with a line such as: my_reward = {name}(…), and path=that_file.py:my_reward"
+        )
 
 
 class Log:
@@ -218,11 +252,22 @@ class Log:
 
     def log_extra(self, column: str, values: list) -> None:
         """One value a completion, for the table of completions."""
-        self._extra.setdefault(str(column), []).extend(values)
+        if (name := self._name(column, self._extra)) is not None:
+            self._extra.setdefault(name, []).extend(values)
 
     def log_metric(self, name: str, value: float) -> None:
         """A number, averaged over a logging step."""
-        self.metrics.setdefault(str(name), []).append(float(value))
+        value = float(value)
+        if (short := self._name(name, self.metrics)) is not None:
+            self.metrics.setdefault(short, []).append(value)
+
+    def _name(self, name: str, known: Mapping[str, Any]) -> str | None:
+        """The name in bounds; None where there are too many."""
+        name = one_line(str(name))[:MAX_NAME]
+        if name in known or len(known) < MAX_NAMES:
+            return name
+        print(f"more than {MAX_NAMES} names are logged: {name!r} is left out", flush=True)
+        return None
 
     def extra(self) -> dict[str, list[Any]]:
         """The columns that have one value a completion; the others cannot be told apart, and are left out."""

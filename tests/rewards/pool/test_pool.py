@@ -153,6 +153,20 @@ def test_logged_values_are_plain(pool):
     )
 
 
+def test_logged_names_and_texts_are_bounded_and_can_be_written(pool):
+    source = """
+def one(completions, log_extra, log_metric, **kwargs):
+    log_extra("\\ud800", ["a\\ud800", {"\\ud800": 1}])
+    log_metric("a\\n\\x1b" + "b" * 1000, 1)
+    for number in range(1000):
+        log_metric(f"m{number}", number)
+    return [1.0, 2.0]
+"""
+    scores = pool(source, scope="batch").score(["a", "b"], {})
+    assert scores.failures == [] and scores.extra == {"\ufffd": ["a?", {"?": 1}]}
+    assert len(scores.metrics) == 100 and "a \ufffd" + "b" * 97 in scores.metrics
+
+
 def test_numbers_of_every_kind(pool):
     source = """
 import decimal, fractions, numpy

@@ -5,7 +5,9 @@ import random
 
 import pytest
 
+from ruyi_rl.rewards.pool import RewardFailure
 from ruyi_rl.rewards.pool.batch import PARTS, Batch, units
+from ruyi_rl.rewards.pool.replies import Answer
 from ruyi_rl.rewards.pool.values import Failed
 
 BAD = {3: "crash", 17: "timeout", 18: "exception", 99: "memory"}
@@ -21,12 +23,13 @@ def score(batch, chunk):
         return
     batch.answered(
         chunk,
-        {
-            "rewards": [None if index % 10 == 5 else index / 2 for index in indices],
-            "failures": [[place, "nan", "NaN", ""] for place, index in enumerate(indices) if index % 10 == 5],
-            "extra": {"index": indices},
-            "metrics": {"first": [float(indices[0])]},
-        },
+        Answer(
+            rewards=[None if index % 10 == 5 else index / 2 for index in indices],
+            failures=[RewardFailure(at, "nan", "NaN", "") for at, index in enumerate(indices) if index % 10 == 5],
+            extra={"index": indices},
+            metrics={"first": [float(indices[0])]},
+            seconds=0.0,
+        ),
     )
 
 
@@ -60,8 +63,7 @@ def test_isolating_one_sample_takes_few_calls():
             killed += 1
             batch.failed(chunk, Failed("timeout", ""))
         else:
-            empty = {"failures": [], "extra": {}, "metrics": {}}
-            batch.answered(chunk, {"rewards": [1.0] * len(chunk.indices), **empty})
+            batch.answered(chunk, Answer([1.0] * len(chunk.indices), [], {}, {}, 0.0))
     assert killed == 3 and calls == 1 + 2 * PARTS
 
 

@@ -241,3 +241,61 @@ def test_a_plugin_that_cannot_start(pool, source, words):
         made.score(["a"], {})
     with pytest.raises(RewardError):
         made.submit(["a"], {}).result()
+
+
+# Stops or kills its guard, having started a process that is no child of its own.
+AGAINST_ITS_GUARD = """
+import os, signal, subprocess, time
+def one(completions, log, **kwargs):
+    sleeper = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    with open(log, "a") as file:
+        file.write(f"process {sleeper.pid}\\nprocess {os.getpid()}\\nend\\n")
+    if completions[0] == "kill":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    os.kill(os.getppid(), signal.SIGSTOP)
+    time.sleep(60 if completions[0] == "hang" else 0)
+    return [1.0]
+"""
+
+
+def still_alive(log):
+    return [line for line in Path(log).read_text().splitlines() if line != "end" and alive(line.split()[1])]
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_a_guard_that_the_plugin_ends_leaves_nothing(tmp_path, how):
+    (tmp_path / "against.py").write_text(AGAINST_ITS_GUARD)
+    log = str(tmp_path / "log")
+    with RewardPool("against", str(tmp_path / "against.py")) as pool:
+        scores = pool.score([how], {"log": log})
+        assert [failure.kind for failure in scores.failures] == (["crash"] if how == "kill" else [])
+        if how == "kill":
+            assert eventually(lambda: not still_alive(log) and not temporary_folders())
+        start = time.monotonic()
+    assert time.monotonic() - start < 15  # not LEAVE_SECONDS
+    assert still_alive(log) == [] and not children() and not temporary_folders()
+
+
+def test_a_stopped_guard_clears_up_when_the_run_is_killed(tmp_path):
+    (tmp_path / "against.py").write_text(AGAINST_ITS_GUARD)
+    script = "import sys, time\nfrom ruyi_rl.rewards.pool import RewardPool\n"
+    script += "pool = RewardPool('it', sys.argv[1])\npool.score(['stop'], {'log': sys.argv[2]})\n"
+    script += "print('ready', flush=True)\ntime.sleep(600)\n"
+    (tmp_path / "script.py").write_text(script)
+    log = str(tmp_path / "log")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "against.py"), log]
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert run.stdout.readline() == "ready\n" and len(still_alive(log)) == 2
+    finally:
+        run.kill()
+        run.communicate()
+    assert eventually(lambda: not still_alive(log) and not temporary_folders(run.pid))
+
+
+def test_a_dotted_name_that_a_run_cannot_call(tmp_path):
+    for path, words in [("os.system", "takes no **kwargs"), ("os.sep", "not a function")]:
+        with RewardPool("it", path) as pool, pytest.raises(RewardError, match=words.replace("*", r"\*")):
+            pool.start()

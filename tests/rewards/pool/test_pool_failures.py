@@ -10,7 +10,7 @@ from worker_leftovers import alive, children
 
 COUNT = 400
 HOSTILE = """
-import asyncio, builtins, ctypes, math, os, random, signal, subprocess, sys, threading, time
+import asyncio, builtins, ctypes, json, math, os, random, signal, subprocess, sys, threading, time
 
 HELD = []
 
@@ -57,6 +57,14 @@ def _value(text):
         time.sleep(60)
     if text == "close_all":
         os.closerange(0, 4096)
+    if text in ("forge", "forge_wrong"):
+        reply = {"failures": [], "extra": {}, "metrics": {}, "seconds": 0.1}
+        forged = json.dumps(reply | ({"rewards": [9.0]} if text == "forge" else {})).encode()
+        for descriptor in range(3, 32):
+            try:
+                os.write(descriptor, len(forged).to_bytes(8, "little") + forged)
+            except OSError:
+                pass
     if text == "memory_at_once":
         HELD.append(bytearray(2**30))
     if text == "memory_by_steps":
@@ -76,6 +84,8 @@ def _value(text):
         return math.inf if text == "infinite" else -math.inf
     if text == "huge":
         return 10**400
+    if text == "infinite_as_float32":
+        return 1e300
     if text in ("text", "text_number", "complex", "list", "odd", "object"):
         values = {"text": "high", "text_number": "1.0", "complex": 1j, "list": [1.0], "odd": Odd(), "object": object()}
         return values[text]
@@ -149,6 +159,8 @@ QUICK = {
     "kill_group": ("crash", "SIGKILL"),
     "kill_parent": ("crash", "guard was killed"),
     "close_all": ("crash", "channel"),
+    "forge": ("crash", "channel"),
+    "forge_wrong": ("crash", "channel"),
     "memory_at_once": ("memory", "MemoryError"),
     "memory_by_steps": ("memory", ""),
     "memory_of_children": ("memory", "held"),
@@ -156,6 +168,7 @@ QUICK = {
     "infinite": ("infinite", ""),
     "minus_infinite": ("infinite", ""),
     "huge": ("infinite", ""),
+    "infinite_as_float32": ("infinite", "1e+300"),
     "text": ("wrong_type", "'high'"),
     "text_number": ("wrong_type", "'1.0'"),
     "complex": ("wrong_type", "complex"),
@@ -332,3 +345,62 @@ def one(completions, **kwargs):
 """
     made = pool(source, memory_gb=0.3, workers=1)
     assert made.score(["a"] * 4, {}).failures == []
+
+
+POISON = """
+import decimal, math, os, re, resource, sys, threading, time
+
+LOCK = threading.Lock()
+
+def one(completions, **kwargs):
+    (text,) = completions
+    if text == "decimal":
+        decimal.getcontext().prec = 1
+    if text == "function":
+        math.floor = lambda value: 0
+    if text == "module":
+        re.sub = None
+    if text == "digits":
+        sys.set_int_max_str_digits(640)
+    if text == "files":
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+    if text == "own":
+        LOCK.acquire()
+    if text == "timer":
+        signal = __import__("signal")
+        signal.setitimer(signal.ITIMER_PROF, 0.01)
+    if not LOCK.acquire(timeout=0.3):
+        raise RuntimeError("the lock is held")
+    LOCK.release()
+    end = time.process_time() + 0.02
+    while time.process_time() < end:
+        open(os.devnull).close()
+    if text.isdigit():
+        return [float(decimal.Decimal(re.sub(" ", "", text)) * decimal.Decimal("1.01")) * math.floor(len(str(10**999)))]
+    return [0.0]
+"""
+
+
+@pytest.mark.parametrize("text", ["decimal", "function", "module", "digits", "files", "own", "timer"])
+def test_a_sample_that_changes_the_process_changes_no_later_reward(pool, text):
+    made = pool(POISON, workers=1, scope="group")
+    expected = [pytest.approx(1000 * 1.01 * number) for number in (18, 19, 20)]
+    for before in ([], ["1"]):
+        made.score([*before, text], {}, list(range(len(before) + 1)))
+        scores = made.score(["18", "19", "20"], {}, [1, 2, 3])
+        assert scores.failures == [] and scores.rewards == expected
+
+
+def test_what_the_plugin_sets_when_it_starts_stays(pool):
+    source = "import decimal\nimport math\ndecimal.getcontext().prec = 3\nmath.floor = lambda value: 7\n"
+    source += "def one(completions, **kwargs):\n    return [float(decimal.Decimal(1) / 3) + math.floor(1)]\n"
+    assert [pool(source).score(["a"], {}).rewards for _ in range(2)] == [[7.333]] * 2
+
+
+def test_failures_of_the_plugins_own_cost_few_workers(pool, tmp_path):
+    source = "import os\ndef one(completions, log, **kwargs):\n    print(os.getpid(), file=open(log, 'a'))\n"
+    source += "    return [1 / float(text) for text in completions]\n"
+    made = pool(source, workers=1)
+    scores = made.score(["1"] * 10 + ["0"] * 40, {"log": str(tmp_path / "log")})
+    assert {failure.kind for failure in scores.failures} == {"exception"} and len(scores.failures) == 40
+    assert 1 < len(set((tmp_path / "log").read_text().split())) <= 7
