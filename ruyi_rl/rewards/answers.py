@@ -29,8 +29,8 @@ def judge(text: str, gold: str | Sequence[str] | float | None) -> Verdict:
         The verdict. Reasons of a right one: `equal_text`, `equal_number`, `equal_structure` (lists, sets, words in
         another form) and `equal_symbolic`, by what decided. Of a wrong one: `different`; `no_answer`; `contradiction`
         (boxes that do not belong together, the last one right, another one not); `flood` (more than `MAX_BOXES`
-        different boxes); `restated`, `chain`: see `evasion`; `too_long`, `too_costly`, `too_slow`: not compared to the
-        end. Without a usable gold answer: `no_gold`.
+        different boxes); `restated`, `chain`, `ambiguous`: see `evasion`; `too_long`, `too_costly`, `too_slow`: not
+        compared to the end. Without a usable gold answer: `no_gold`.
     """
     golds = [gold] if isinstance(gold, (str, int, float)) else list(gold or [])
     golds = [answer for answer in (gold_answer(str(item)) for item in golds if item is not None) if answer]

@@ -26,6 +26,8 @@ def box(answer):
         (r"<think>\boxed{4}</think> it is \boxed{5}", "5"), (r"\boxed{1} and \boxed{2}", "1, 2"),
         (box("18"), "Janet sells 9 * 2 = 18 eggs.\n#### 18"),
         (box("5") + " some more words than before. " + box("5.0"), "5"),
+        (r"<answer>5</answer> so \boxed{5.0}", "5"), ("Therefore, $x = 42$.", "42"), ("答案是负三", "-3"),
+        ("The answer is C because D is wrong", "C"),
     ],
 )  # fmt: skip
 def test_accepted(text, gold):
@@ -62,6 +64,11 @@ def test_accepted(text, gold):
         (box(r"16\text{ cm}^3"), r"16\text{ cm}^2", "different"),
         (box("1" * 4000), "5", "too_long"),
         (box("9^{9^{9}}"), r"\sqrt{2}", "too_costly"),
+        (r"<answer>6</answer> \boxed{5}?", "6", "different"),
+        (r"<answer>6</answer> \boxed{5}?", "5", "contradiction"),
+        ("The answer is C because D is wrong", "D", "different"),
+        (box("2^3^2"), "64", "ambiguous"),
+        (box(r"\lfloor 5.5 \rfloor"), "5", "restated"),
     ],
 )
 def test_refused(text, gold, reason):

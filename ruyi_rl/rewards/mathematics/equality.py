@@ -9,18 +9,11 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain
 
+from ruyi_rl.rewards.mathematics.clock import same_time
 from ruyi_rl.rewards.mathematics.evasion import evasion
-from ruyi_rl.rewards.mathematics.notation import compact, has_degrees, peel, split_top, tidy, unescaped
-from ruyi_rl.rewards.mathematics.numbers import (
-    BASED,
-    Number,
-    close,
-    number,
-    split_percent,
-    split_unit,
-    unit_name,
-    unit_power,
-)
+from ruyi_rl.rewards.mathematics.notation import compact, peel, split_top, tidy, unescaped, without_blanks
+from ruyi_rl.rewards.mathematics.numbers import Number, close, number, split_percent, split_unit
+from ruyi_rl.rewards.mathematics.quantities import conversion_between, same_quantity, units_agree
 from ruyi_rl.rewards.mathematics.realsets import same_set
 from ruyi_rl.rewards.mathematics.structure import (
     EQUALS,
@@ -47,7 +40,6 @@ MAX_SYMBOLIC_ITEMS = 12
 MAX_LEVEL = 4
 """Nested lists and equations."""
 
-_BASE = re.compile(r"\d\s*_\s*\{?\s*\d")
 _BUILDER = re.compile(r"\\\{[^{}]*[|:]")
 _HOW = ("equal_text", "equal_number", "equal_structure", "equal_symbolic")
 
@@ -59,8 +51,8 @@ class Comparison:
     Attributes:
         deadline: until when it may ask sympy (`time.monotonic`, seconds).
         how: how far the comparison went: 0 text, 1 numbers, 2 structure, 3 sympy.
-        refused: why an answer was refused without being shown different: `restated`, `chain`, `too_long`, `too_costly`
-            or `too_slow`.
+        refused: why an answer was refused without being shown different: `restated`, `chain`, `ambiguous`, `too_long`,
+            `too_costly` or `too_slow`.
     """
 
     deadline: float = field(default_factory=lambda: time.monotonic() + MAX_SECONDS)
@@ -116,19 +108,20 @@ def same_answer(gold: str, answer: str, comparison: Comparison | None = None) ->
     """
     comparison = comparison or Comparison()
     gold, answer = (peel(" ".join(unescaped(text).split())) for text in (gold, answer))
-    if gold.replace(" ", "") == answer.replace(" ", ""):
+    if without_blanks(gold) == without_blanks(answer):
         return bool(gold)
     if max(len(gold), len(answer)) > MAX_LENGTH:
         return comparison.refuse("too_long")
-    degrees = has_degrees(gold), has_degrees(answer)
+    written = gold, answer
     gold, answer = share_parameter(tidy(gold).partition(r"\approx")[0].strip(), tidy(answer))
     answer, _, rounded = answer.partition(r"\approx")
     if rounded and (not answer.strip() or LABEL.match(answer.strip())):
         answer = rounded
     elif rounded and not _roughly(answer, rounded, comparison):
         return False
-    if degrees[0] != degrees[1] and _has_unit(answer if degrees[0] else gold):
-        return False
+    factor = conversion_between(written, gold, answer)
+    if factor != 1:
+        return factor is not None and _same_converted(gold, answer, factor, comparison)
     if _same(gold, answer, comparison):
         return True
     ends = EQUALS.split(gold)
@@ -136,10 +129,22 @@ def same_answer(gold: str, answer: str, comparison: Comparison | None = None) ->
     return len(ends) > 2 and not split_top(gold)[1:] and _same(ends[-1], answer, comparison)
 
 
-def _has_unit(text: str) -> bool:
-    """A percent sign or a known unit of measure behind the text."""
-    bare, percent = split_percent(text)
-    return percent or unit_name(split_unit(bare, tight=True)[1]) is not None
+def _same_converted(gold: str, answer: str, factor: Fraction, comparison: Comparison) -> bool:
+    """Equality of two quantities in different units of one kind: the answer's number counts `factor` of the gold's."""
+    (gold_name, gold), (answer_name, answer) = label(gold), label(answer)
+    if gold_name and answer_name and gold_name != answer_name:
+        return False
+    gold, answer = split_unit(gold, tight=True)[0], split_unit(answer, tight=True)[0]
+    if reason := evasion(gold, answer):
+        return comparison.refuse(reason)
+    left, right = number(gold), comparison.value(answer)
+    left = left or Number(comparison.value(gold) or Fraction(0))
+    if right is None or not left.value:
+        return right == 0 and left.value == 0
+    converted = right * factor
+    return comparison.reached(1, abs(left.value - converted) * 10**12 <= abs(converted) or (
+        left.places is not None and close(left, Number(converted))
+    ))  # fmt: skip
 
 
 def _roughly(answer: str, rounded: str, comparison: Comparison) -> bool:
@@ -156,7 +161,9 @@ def _same(gold: str, answer: str, comparison: Comparison) -> bool:
         return True
     if reason := evasion(gold, answer):
         return comparison.refuse(reason)
-    decided = _same_number(gold, answer)
+    decided = same_quantity(gold, answer)
+    if decided is None:
+        decided = same_time(gold, answer)
     if decided is not None:
         return comparison.reached(1, decided)
     decided = same_choice(gold, answer)
@@ -165,48 +172,6 @@ def _same(gold: str, answer: str, comparison: Comparison) -> bool:
     if is_text(gold) or is_text(answer):
         return same_text(gold, answer)
     return comparison.reached(2, _same_structure(gold, answer, comparison, 0))
-
-
-def _same_number(gold: str, answer: str) -> bool | None:
-    """The verdict for two numbers with or without units and percent signs; None where one is no number."""
-    (gold, gold_percent), (answer, answer_percent) = split_percent(gold), split_percent(answer)
-    gold_core, gold_unit = split_unit(gold)
-    answer_core, answer_unit = split_unit(answer, tight=not re.search(r"[a-zA-Z]", gold_core))
-    if _is_decimal_comma(gold_core.strip(), answer_core.strip()):
-        return True
-    left, right = number(gold_core), number(answer_core)
-    if based := BASED.match(compact(gold_core)):
-        # The base may be left out where the question names it; another base is another number.
-        return right is not None and (right.base == int(based[2]) or right.base is None) and (
-            left == right if right.base else compact(answer_core) == based[1]
-        )  # fmt: skip
-    if left is None or right is None:
-        # sympy would drop the base.
-        return False if any(map(_BASE.search, (gold_core, answer_core))) else None
-    units = unit_name(gold_unit), unit_name(answer_unit)
-    if (gold_percent and units[1] and not answer_percent) or (answer_percent and units[0] and not gold_percent):
-        return False
-    powers = unit_power(gold_unit), unit_power(answer_unit)
-    if (None not in units and units[0] != units[1]) or (None not in powers and powers[0] != powers[1]):
-        return False
-    if left.base is not None and right.base is not None and left.base != right.base:
-        return False
-    if close(left, right):
-        return True
-    if gold_percent != answer_percent:
-        shift = 2 if gold_percent else -2
-        places = None if left.places is None else max(left.places + shift, 0)
-        return close(Number(left.value / Fraction(10) ** shift, places), right)
-    # With commas in both, they may be lists of numbers of three digits.
-    return None if "," in gold_core and "," in answer_core else False
-
-
-def _is_decimal_comma(gold: str, answer: str) -> bool:
-    """`1000,99` for 1000.99. In a gold answer `3,4` is a list: there the comma needs two decimals, or a zero before."""
-    decimal = re.fullmatch(r"-?(?:\d+,\d{1,2}|0,\d+)", answer) and "." in gold and gold == answer.replace(",", ".")
-    return bool(
-        decimal or re.fullmatch(r"-?(?:\d+,\d\d|0,\d+)", gold) and "." in answer and answer == gold.replace(",", ".")
-    )
 
 
 def _same_rounded(gold: str, answer: str, comparison: Comparison) -> bool | None:
@@ -244,7 +209,7 @@ def _same_structure(gold: str, answer: str, comparison: Comparison, level: int) 
     gold, answer = (items[0] if items else "" for items in (golds, answers))
     if compact(gold) == compact(answer):
         return bool(gold)
-    decided = _same_number(gold, answer)
+    decided = same_quantity(gold, answer)
     if decided is not None:
         return decided
     if reason := evasion(gold, answer):
@@ -266,8 +231,11 @@ def _same_structure(gold: str, answer: str, comparison: Comparison, level: int) 
     decided = _same_rounded(gold, answer, comparison)
     if decided is not None:
         return decided
-    gold_core, _ = split_unit(split_percent(gold)[0])
-    answer_core, _ = split_unit(split_percent(answer)[0])
+    (gold_bare, gold_percent), (answer_bare, answer_percent) = split_percent(gold), split_percent(answer)
+    gold_core, gold_unit = split_unit(gold_bare)
+    answer_core, answer_unit = split_unit(answer_bare)
+    if not units_agree((gold_unit, gold_percent), (answer_unit, answer_percent)):
+        return False
     if (gold_core, answer_core) != (gold, answer) and gold_core and answer_core:
         return _same_structure(gold_core, answer_core, comparison, level + 1)
     if _BUILDER.search(gold) or _BUILDER.search(answer):

@@ -32,6 +32,7 @@ _FINAL = re.compile(r"\bfinal\s+answer\b|最终答案", re.IGNORECASE)
 _THEREFORE = re.compile(
     r"(?:^|[.!?$]\s+|[。！？]\s*)((?:(?:therefore|thus|hence|so)\b|因此|所以|故|综上|答)[^\n]*)$", re.IGNORECASE
 )
+_ONE_FORMULA = re.compile(r"(?:therefore|thus|hence|so|因此|所以|故)[,，\s]\s*(\$[^$]+\$)[.。]?", re.IGNORECASE)
 _QUANTITY = re.compile(r"-?(?:\\?[$€£¥])?\d(?:[\d,]*\d)?(?:\.\d+)?(?:\s*/\s*\d+)?(?:\s*(?:\\?%|percent\b))?")
 _SAID = re.compile(rf"[\u4e00-\u9fff](?<=[为是有共得需要剩于])\s*({_QUANTITY.pattern})")
 _HEDGE = re.compile(
@@ -39,6 +40,7 @@ _HEDGE = re.compile(
     r"|n't\b|≈|[<>不非约或]|可能|大概|左右",
     re.IGNORECASE,
 )
+_CHOICE_WITH_REASON = re.compile(r"\(?([A-J])\)?,?\s+(?:because|since|as)\s")
 _SENTENCE_END = re.compile(r"(?<!\b[A-Z])[.。!！](?:\s|$)|</")
 
 
@@ -105,8 +107,13 @@ def final_answers(text: str) -> list[str]:
         One answer; several where boxes contradict each other; [] where none was found.
     """
     text = without_thinking(text)[-MAX_TEXT:]
-    tagged = _tagged(text)
-    text = text if tagged is None else tagged
+    tagged, behind = _tagged(text)
+    if tagged is not None and (others := _grouped(behind, boxes(behind))):
+        return list(dict.fromkeys([*_answers(tagged, True), *others]))
+    return _answers(text if tagged is None else tagged, tagged is not None)
+
+
+def _answers(text: str, tagged: bool) -> list[str]:
     boxed = boxes(text)
     if boxed:
         found = _grouped(text, boxed)
@@ -118,7 +125,7 @@ def final_answers(text: str) -> list[str]:
     if answer:
         return answer
     text = text.strip()
-    if tagged is None:
+    if not tagged:
         answer = _concluded_answer(text)
         if answer:
             return answer
@@ -142,6 +149,9 @@ def _concluded_answer(text: str) -> list[str]:
     lines = [line for line in text.splitlines() if line.strip()]
     last_line = lines[-1][-MAX_BARE:].strip() if lines else ""
     if _is_bare(text):
+        concluded = _ONE_FORMULA.fullmatch(text)
+        if concluded:
+            return [_inside(_MATH.match(concluded[1]))]
         said = _SAID.search(text)
         if said and _sole_number(text) == said[1]:
             return [said[1]]
@@ -169,12 +179,12 @@ def _sole_number(sentence: str) -> str | None:
     return found[0]
 
 
-def _tagged(text: str) -> str | None:
-    """The inside of the last `<answer>…</answer>`; None without one."""
+def _tagged(text: str) -> tuple[str | None, str]:
+    """The inside of the last `<answer>…</answer>`, None without one; and the text behind it."""
     lower = text.lower()
     end = lower.rfind("</answer>")
     start = lower.rfind("<answer>", 0, end) if end >= 0 else -1
-    return text[start + len("<answer>") : end] if start >= 0 else None
+    return (text[start + len("<answer>") : end], text[end:]) if start >= 0 else (None, "")
 
 
 def _is_bare(text: str) -> bool:
@@ -189,6 +199,8 @@ def _first_statement(line: str) -> str:
     """The answer at the head of the line that follows "the answer is": its formulas if it starts with one, else up to
     the end of the sentence."""
     line = line.strip().strip("*_` ").strip()
+    if choice := _CHOICE_WITH_REASON.match(line):
+        return choice[1]
     formulas = list(_MATH.finditer(line))
     if formulas and formulas[0].start() <= 1:
         parts, end = [], 0

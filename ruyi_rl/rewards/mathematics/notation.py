@@ -23,6 +23,15 @@ _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|[a-zA-Z]))")
 _CLOCK = re.compile(r"(\d{1,2})\s*[时点]\s*(\d{1,2})\s*分")
 _HALF_DAY = re.compile(r"(?<=\d)\s*(?:\\text\s*\{\s*)?([aApP])\.?\s?[mM]\b\.?\s*\}?")
 _NUMBER_IN_WORDS = re.compile(r"\\text\s*\{\s*(-?\d[\d.,]*)\s+([a-zA-Z][^{}]*)\}")
+_ARC = re.compile(
+    r"(\d{1,9})\s*\^\s*\{?\s*\\?(?:circ|degree|textcirc|textdegree)\s*\}?\s*(\d{1,2})\s*(?:'|′|\^\s*\{?\s*\\prime\s*\}?)(?!')"
+    r"(?:\s*(\d{1,2})\s*(?:''|\"|″|\^\s*\{?\s*\\prime\s*\\prime\s*\}?))?"
+)
+_BASES = {
+    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11,
+    "twelve": 12, "sixteen": 16,
+}  # fmt: skip
+_BASE_NAME = re.compile(rf"_\s*\{{?\s*\\(?:text|mathrm|mbox)\s*\{{\s*({'|'.join(_BASES)})\s*\}}\s*\}}?", re.IGNORECASE)
 _CIRCLED = re.compile(r"[①-⑳]")
 
 _SPACING = re.compile(
@@ -57,9 +66,15 @@ _SYNONYMS = (
     (re.compile(r"\\lbrack(?![a-zA-Z])"), "["),
     (re.compile(r"\\rbrack(?![a-zA-Z])"), "]"),
     (re.compile(r"\\dbinom|\\tbinom"), r"\\binom"),
+    (re.compile(r"\\(?:[lc]?dots[a-z]?)(?![a-zA-Z])|\.{3,}|…"), r"\\ldots "),
+    (re.compile(r"⌊"), r"\\lfloor "),
+    (re.compile(r"⌈"), r"\\lceil "),
+    (re.compile(r"第(?=\s*[\d零一二三四五六七八九十百])"), ""),
     (re.compile(r"\\cupdot"), r"\\cup"),
     (re.compile(r"\\log\s*_\s*(?:e|\{\s*e\s*\})"), r"\\ln "),
-    (re.compile(r"\\(?:varnothing)(?![a-zA-Z])"), r"\\emptyset"),
+    (re.compile(r"\\varnothing(?![a-zA-Z])|\\\{\s*\\\}|空集"), r"\\emptyset "),
+    (re.compile(r"\\langle(?![a-zA-Z])"), "("),
+    (re.compile(r"\\rangle(?![a-zA-Z])"), ")"),
     (re.compile(r"\\(?:boxed|fbox)\s*(?=\{)"), ""),
     (re.compile(r"\\operatorname\*?\s*\{([a-zA-Z]+)\}"), r"\\\1 "),
     (re.compile(r"\\begin\{([bBpvV]?)matrix\}|\\begin\{array\}\{[^{}]*\}"), r"\\begin{pmatrix}"),
@@ -76,6 +91,8 @@ _QUALIFIER = re.compile(
     r"\\text\s*\{\s*,?\s*for (?:all|any|every|each|some)[^{}]*\}\s*"
     r"(?:[a-zA-Z]\s*(?:\\in\s*\\mathbb\s*\{?\s*[A-Z]\s*\}?)?)?"
 )
+_DIGIT_GROUPS = re.compile(r"(?<![\d.,_^])\d{1,3}(?: \d{3})+(?!\d)")
+_GAP = re.compile(r"(?<=\d) +(?=\d)")
 _ENDS = re.compile(r"^[\s\"'`*]+|[\s\"'`*.。;,:，；]+$|\\\\\s*$")
 
 
@@ -94,6 +111,8 @@ def tidy(answer: str) -> str:
     text = answer.translate(_UNICODE)
     text = _ROOT.sub(lambda m: rf"\sqrt{{{m[1] or m[2]}}}", text)
     text = _CLOCK.sub(r"\1:\2", text)
+    text = _ARC.sub(_in_degrees, text)
+    text = _BASE_NAME.sub(lambda m: f"_{{{_BASES[m[1].lower()]}}}", text)
     text = _CIRCLED.sub(lambda m: f"{ord(m[0]) - 0x2460 + 1},", text)
     text = re.sub(r"\\\\(?=[a-zA-Z{}])(?!\\\\)", r"\\", text) if "matrix" not in text and "cases" not in text else text
     text = re.sub(r"\\[()\[\]](?![a-zA-Z])", " ", text) if "matrix" not in text else text
@@ -122,6 +141,12 @@ def tidy(answer: str) -> str:
     return _ENDS.sub("", _ENDS.sub("", text))
 
 
+def _in_degrees(match: re.Match) -> str:
+    """Degrees, minutes and seconds of arc as a fraction of degrees."""
+    degrees, minutes, seconds = (int(part or 0) for part in match.groups())
+    return rf"\frac{{{3600 * degrees + 60 * minutes + seconds}}}{{3600}}^\circ "
+
+
 def _full_fraction(match: re.Match) -> str:
     if match[1]:
         return rf"\frac{{{match[1]}}}{{{match[2]}}}"
@@ -130,9 +155,21 @@ def _full_fraction(match: re.Match) -> str:
 
 def compact(text: str) -> str:
     """Without spaces, braces around single characters and `\\text`, for comparing character by character."""
-    text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
-    text = re.sub(r"([_^])\s*\{\s*(\w)\s*\}", r"\1\2", text)
-    return re.sub(r"\s+", "", text).rstrip(".")
+    text = re.sub(r"([_^])\s*\{\s*(\w)\s*\}", r"\1\2", untext(text))
+    return without_blanks(text).rstrip(".")
+
+
+def without_blanks(text: str) -> str:
+    """Without spaces; one between numbers stays (`1 2` is no 12), unless it groups the digits of one (`1 000`)."""
+    if " " in text:
+        text = _DIGIT_GROUPS.sub(lambda m: m[0].replace(" ", ""), text)
+        text = _GAP.sub("\0", text).replace(" ", "").replace("\0", " ")
+    return text
+
+
+def untext(text: str) -> str:
+    """With the insides of `\\text{…}` in their places."""
+    return re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text) if "\\text" in text else text
 
 
 def split_top(text: str, separators: str = ",;") -> list[str]:

@@ -4,7 +4,9 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from ruyi_rl.rewards.mathematics.notation import compact, peel
+from ruyi_rl.rewards.mathematics.notation import compact, peel, untext
+from ruyi_rl.rewards.mathematics.numerals import SCALES, spoken_number
+from ruyi_rl.rewards.mathematics.units import known_units
 
 _PERCENT = re.compile(
     r"\s*(?:\\?%|(?<![a-zA-Z])(?:percent(?:age)?|pct)(?![a-zA-Z])|\\text\s*\{\s*(?:percent|pct|%|\\%)\s*\})"
@@ -14,20 +16,20 @@ _ABBREVIATED = (
     "cu W kW J kJ N Hz V A Pa mol K C F cc rad ft/s m/min"
 )
 _UNIT = "(?:" + "|".join(re.escape(unit) for unit in sorted(_ABBREVIATED.split(), key=len, reverse=True)) + ")"
+_LETTER = "".join(unit for unit in _ABBREVIATED.split() if len(unit) == 1)
+_POWER = r"(?:\s*\^\s*(?:-?\d|\{\s*-?\d\s*\}))?"
 _UNIT_TAIL = re.compile(
-    rf"(?<=[\d}})])\s*((?:\\text\s*\{{[^{{}}]*\}}|(?<=\s)[a-zA-Z]{{3,}}|(?<=\s){_UNIT}(?![a-zA-Z])|[\u4e00-\u9fff]+)"
-    rf"(?:\s*/?\s*(?:\\text\s*\{{[^{{}}]*\}}|[a-zA-Z]{{2,}}|{_UNIT}(?![a-zA-Z])))*(?:\s*\^\s*\{{?\s*\d\s*\}}?)?)\s*$"
+    rf"(?:(?<=[\d}})])|(?<=\\pi)(?![a-zA-Z]))\s*((?:\\text\s*\{{[^{{}}]*\}}|(?<=\s)[a-zA-Z]{{3,}}(?![a-zA-Z])"
+    rf"|(?<=\s){_UNIT}(?![a-zA-Z])|[\u4e00-\u9fff]+(?![\u4e00-\u9fff])){_POWER}"
+    # Two ways to read one word would be 2^n for n words.
+    rf"(?:\s*(?:(?:/|\\cdot(?![a-zA-Z]))\s*)?(?:\\text\s*\{{[^{{}}]*\}}|(?:[a-zA-Z]{{2,}}|[{_LETTER}])(?![a-zA-Z])"
+    rf"|[\u4e00-\u9fff]+(?![\u4e00-\u9fff])){_POWER}){{0,20}})\s*$"
 )
-_TIGHT_UNIT_TAIL = re.compile(rf"(?<=\d)\s*({_UNIT}(?:\s*\^\s*\{{?\s*\d\s*\}}?)?)\s*$")
-_UNIT_NAMES = {
-    "centimeter": "cm", "centimetre": "cm", "millimeter": "mm", "kilometer": "km", "kilometre": "km", "meter": "m",
-    "metre": "m", "inch": "in", "inche": "in", "foot": "ft", "feet": "ft", "yard": "yd", "mile": "mi", "gram": "g",
-    "kilogram": "kg", "pound": "lb", "ounce": "oz", "second": "s", "sec": "s", "minute": "min", "hour": "h", "hr": "h",
-    "liter": "l", "litre": "l", "milliliter": "ml", "day": "day", "week": "week", "month": "month", "year": "year",
-    "厘米": "cm", "毫米": "mm", "千米": "km", "公里": "km", "米": "m", "克": "g", "千克": "kg", "秒": "s",
-    "分钟": "min", "小时": "h", "天": "day", "年": "year",
-} | {unit: unit for unit in ("mm", "cm", "dm", "m", "km", "in", "ft", "yd", "mi", "mg", "g", "kg", "lb", "oz", "ml",
-                             "l", "s", "min", "h")}  # fmt: skip
+_LEADING_SCALE = re.compile(
+    rf"\s*(\\text\s*\{{)?\s*((?:per\s+)?(?:{'|'.join(SCALES)}))(?:(?<=[a-z])s?(?![a-zA-Z])|(?<=[百千万亿]))"
+)
+_LETTERS = re.compile(r"[a-z]{3}|[\u3007\u4e00-\u9fff‰]", re.IGNORECASE)
+_TIGHT_UNIT_TAIL = re.compile(rf"(?<=\d)\s*({_UNIT}{_POWER})\s*$")
 
 
 def split_percent(text: str) -> tuple[str, bool]:
@@ -46,21 +48,18 @@ def split_unit(text: str, tight: bool = False) -> tuple[str, str]:
     if match is None or text[: match.start(1)].rstrip().endswith(("\\frac", "^", "_")):
         return text, ""
     core, unit = text[: match.start(1)].strip(), match[1]
-    while unit[:1] in _MYRIADS:
-        core, unit = core + unit[0], unit[1:]
+    return _take_scales(core, unit)
+
+
+def _take_scales(core: str, unit: str) -> tuple[str, str]:
+    """Words that multiply (`million`, 万) belong to the number, if the unit does not begin with them (千克)."""
+    while not known_units(untext(unit).strip()):
+        scale = _LEADING_SCALE.match(unit)
+        if scale is None:
+            break
+        core, unit = f"{core} {scale[2]}", (scale[1] or "") + unit[scale.end() :]
+        unit = "" if not untext(unit).strip() else unit
     return core, unit
-
-
-def unit_power(unit: str) -> str | None:
-    """The exponent that is written behind a unit; None for none."""
-    found = re.search(r"\^\s*\{?\s*(\d)", unit)
-    return found[1] if found else None
-
-
-def unit_name(unit: str) -> str | None:
-    """The usual abbreviation of a known unit of measure, without its exponent; None for any other word."""
-    word = re.sub(r"\\text|[\s{}]|\^.*$", "", unit)
-    return _UNIT_NAMES.get(word) or _UNIT_NAMES.get(word.lower().rstrip("s"))
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,10 @@ class Number:
     base: int | None = None
 
 
-_MYRIADS = {"万": 10**4, "亿": 10**8}
-_DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
-_SPOKEN = re.compile(r"(?:([零〇一二两三四五六七八九十百千万]{1,12})分之)?([零〇一二两三四五六七八九十百千万]{1,12})")
+_SCALED = re.compile(
+    rf"(.*\S)\s*(?<![a-zA-Z])(per\s+)?({'|'.join(SCALES)})s?|(.*\S)\s*(?:‰|\\permil|\\textperthousand)", re.DOTALL
+)
+_MIXED = re.compile(r"([+-]?)(\d{1,40})\s+(\d{1,40})\s*/\s*(\d{1,40})")
 _REPEATING = re.compile(r"^(\d{0,40})\.(\d{0,40})\\overline\{(\d{1,40})\}$")
 _SIGN = r"(?P<sign>[+-]?)"
 _DECIMAL = re.compile(rf"^{_SIGN}(?P<digits>\d{{1,400}}(?:\.\d{{0,400}})?|\.\d{{1,400}})$")
@@ -91,11 +91,17 @@ _GROUPED = re.compile(r"^([+-]?\d{1,3})((?:[, ]\d{3})+)(\.\d+)?$")
 def number(text: str) -> Number | None:
     """Read an integer, decimal, fraction, mixed number, power of ten or digits with a base; None for anything else."""
     text = peel(text)
-    if spoken := _SPOKEN.fullmatch(text):
-        below, above = (_spoken(part) if part else 1 for part in spoken.groups())
-        return Number(Fraction(above, below)) if below else None
-    if text[-1:] in _MYRIADS and (scaled := number(text[:-1])):
-        return Number(scaled.value * _MYRIADS[text[-1]])
+    if _LETTERS.search(text):
+        text = untext(text).strip()
+        if (spoken := spoken_number(text)) is not None:
+            return Number(spoken)
+        if match := _SCALED.fullmatch(text):
+            scaled = number(match[1] or match[4])
+            scale = Fraction(SCALES[match[3]] if match[3] else 1000)
+            return Number(scaled.value * (1 / scale if match[2] or match[4] else scale)) if scaled else None
+    if mixed := _MIXED.fullmatch(text):
+        sign, whole, above, below = mixed.groups()
+        return Number(Fraction(sign + "1") * (int(whole) + Fraction(int(above), int(below)))) if int(below) else None
     grouped = _GROUPED.match(text.strip())
     text = re.sub(r"[, ]", "", text) if grouped else compact(text)
     if match := _DECIMAL.match(text):
@@ -126,20 +132,6 @@ def number(text: str) -> Number | None:
     return None
 
 
-def _spoken(text: str) -> int:
-    """The value of a Chinese numeral: 三百二十五 is 325."""
-    total = section = digit = 0
-    for character in text:
-        if character in _DIGITS:
-            digit = _DIGITS[character]
-        elif character == "万":
-            total, section, digit = (section + digit) * 10**4, 0, 0
-        else:
-            section += (digit or 1) * {"十": 10, "百": 100, "千": 1000}[character]
-            digit = 0
-    return total + section + digit
-
-
 def _fraction(text: str) -> Fraction | None:
     match = _DECIMAL.match(text)
     return Fraction(match["sign"] + "0" + match["digits"].rstrip(".")) if match else None
@@ -148,7 +140,7 @@ def _fraction(text: str) -> Fraction | None:
 def close(gold: Number, answer: Number) -> bool:
     """Equality of numbers as they were written: to a relative tolerance, so 1e-7 is not 2e-7.
 
-    An integer is met exactly (1e-9 relative beside a decimal, for floating point noise). Of two decimals the shorter
+    An integer is met exactly (1e-12 relative beside a decimal, for floating point noise). Of two decimals the shorter
     one must be the longer one rounded, to four significant digits (relative 5e-4 at most), or to three (5e-3) where the
     gold answer is the shorter by two decimals or more, or the answer is an exact value. A fraction is met by a decimal
     of four significant digits, rounded or cut.
@@ -156,7 +148,7 @@ def close(gold: Number, answer: Number) -> bool:
     difference = abs(gold.value - answer.value)
     if difference == 0:
         return True
-    if difference <= max(abs(gold.value), abs(answer.value)) / 10**9 and (gold.places or answer.places):
+    if difference <= max(abs(gold.value), abs(answer.value)) / 10**12 and (gold.places or answer.places):
         return True
     if gold.places is not None and (answer.places is None or answer.places > gold.places):
         # 54.44 is another number than 54.4; 54.4375 is that number before it was rounded.
@@ -165,7 +157,8 @@ def close(gold: Number, answer: Number) -> bool:
     if gold.places is not None and answer.places and answer.places < gold.places:
         return _digits(answer) >= 4 and difference * 2 * 10**answer.places <= 1
     if gold.places is None and gold.value.denominator != 1 and answer.places:
-        return _digits(answer) >= 4 and difference * 10**answer.places < 1
+        cut = abs(answer.value) < abs(gold.value)
+        return _digits(answer) >= 4 and difference * (1 if cut else 2) * 10**answer.places <= 1
     return False
 
 

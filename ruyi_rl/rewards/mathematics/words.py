@@ -2,23 +2,24 @@
 
 import re
 
-from ruyi_rl.rewards.mathematics.notation import split_top
+from ruyi_rl.rewards.mathematics.notation import split_top, untext
 
 _CHOICE = re.compile(r"^\s*(?:选项?|[Oo]ption\b|[Cc]hoice\b)?\s*\(?\s*([A-J])\s*(?:\)|[.:：、]|选?项|$)")
 _MORE = re.compile(r"^\s*(?:[,;+*/=<>&|、或和^-]|or\b|and\b)|(?<![A-Za-z\\])[A-J](?![A-Za-z])")
 _CHOICES = re.compile(r"[A-J](?:\s*[,;]?\s*[A-J])+")
 _NEGATION = re.compile(
-    r"\b(?:not?|never|none|neither|nor|cannot|without|except|unless)\b|n't\b|[不非没无未]", re.IGNORECASE
+    r"\b(?:not?|never|none|neither|nor|cannot|without|except|unless|wrong|incorrect|false|fails?)\b|n't\b|[不非没无未错]",
+    re.IGNORECASE,
 )
 _COPULA = re.compile(r"\b(?:is|are|was|were|be)\b\s+(?:(?:an?|the)\s+)?")
 _LEADING = re.compile(r"^(?:the|an?)\s+", re.IGNORECASE)
 _YES_NO = re.compile(r"^\s*(yes|no|true|false)\b\s*[,.;:!]", re.IGNORECASE)
+_NO_SOLUTION = re.compile(
+    r"(?:there(?:is|are|exists?))?no(?:real|such)?(?:solutions?|roots?)(?:exists?)?|(?:方程)?无(?:实数?)?[解根]|没有(?:实数?)?[解根]|\\emptyset|emptyset|theemptyset"
+)
+"""As `words` leaves it."""
 MAX_PHRASE = 3
 """Words of an answer that a sentence may stand for."""
-
-
-def untext(text: str) -> str:
-    return re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
 
 
 def words(text: str) -> str:
@@ -52,7 +53,9 @@ def same_text(gold: str, answer: str) -> bool:
     left, right = words(gold), words(answer)
     if left == right and left:
         return True
-    if {left, right} == {"infinitelymany", r"\infty"}:
+    if {left, right} == {"infinitelymany", r"\infty"} or (
+        _NO_SOLUTION.fullmatch(left) and _NO_SOLUTION.fullmatch(right)
+    ):
         return True
     lists = [split_top(untext(part)) for part in (gold, answer)]
     if 1 < len(lists[0]) == len(lists[1]) and sorted(map(words, lists[0])) == sorted(map(words, lists[1])):
@@ -76,4 +79,10 @@ def _says(sentence: str, phrase: str) -> bool:
     if len(said) == 2 and words(said[1]) == words(phrase) and len(words(phrase)) > 1:
         return True
     names = [word for word in re.findall(r"[A-Za-z]+", sentence)[1:] if word[0].isupper()]
-    return phrase[:1].isupper() and " " not in phrase and not names and words(parts[0]) == words(phrase)
+    return (
+        len(phrase) > 1
+        and phrase[:1].isupper()
+        and " " not in phrase
+        and not names
+        and words(parts[0]) == words(phrase)
+    )
