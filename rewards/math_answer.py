@@ -4,7 +4,8 @@ Formula: r = 1 if the completion's final answer equals the row's `answer`, else 
 
 The final answer is the last box outside the thinking, else what follows `####`, "the answer is" or 答案. Text and
 decimals decide first; math-verify (https://github.com/huggingface/Math-Verify) decides the rest. An answer that
-restates the question, a chain of equations, and boxes that contradict each other are wrong. Integers must be met
+restates the question, a chain of equations, and boxes that contradict each other are wrong; units of one kind are
+converted, different ones differ. Integers must be met
 exactly; of two decimals the shorter must be the longer one rounded (see `close` in
 `ruyi_rl.rewards.mathematics.numbers`). Every verdict logs why, in `math_answer/reason`: `ruyi_rl.rewards.answers.judge`
 lists the reasons.

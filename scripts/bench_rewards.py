@@ -305,8 +305,7 @@ def run_plainly(programs: Sequence[Program], threads: concurrent.futures.Executo
 
 
 def passes_plainly(program: Program) -> bool:
-    # The interpreter below a virtual environment, whose own start would slow the baseline down.
-    command = [getattr(sys, "_base_executable", sys.executable), "-I", "-c", program.plain]
+    command = [sys.executable, "-I", "-c", program.plain]
     silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.run(command, check=False, timeout=SECONDS, **silent).returncode == 0
 

@@ -38,6 +38,7 @@ class Pace:
         self._size = 1
         self._start = FIRST_START
         self._first_call: float | None = None
+        self._missed = 0.0  # seconds that one worker more would have spared so far
 
     def started(self, seconds: float) -> None:
         """A worker has taken so long to start."""
@@ -54,6 +55,19 @@ class Pace:
         self._seconds = 0.7 * self._seconds + 0.3 * measured if self._warm else measured
         self._slowest = max(seconds, 0.98 * self._slowest) if self._warm else seconds
         self._warm = not fresh
+
+    def missed(self, seconds: float, workers: int) -> None:
+        """A call has ended while more work waited: another worker would have spared its share of it.
+
+        Args:
+            seconds: of the call.
+            workers: that there are.
+        """
+        self._missed += seconds / (workers * (workers + 1))
+
+    def recruited(self) -> None:
+        """A worker has been started."""
+        self._missed = 0.0
 
     def killed(self) -> None:
         """A chunk has cost a worker: the next ones are smaller."""
@@ -96,7 +110,8 @@ class Pace:
         return min(whole, short)
 
     def pays(self, remaining: int, workers: int, waited: float) -> bool:
-        """Whether one worker more would spare more time than its start takes.
+        """Whether one worker more would spare more time than its start takes, or would have by now: batches too small
+        to pay for it come again and again in a training.
 
         Args:
             remaining: completions that are not yet with a worker.
@@ -104,4 +119,4 @@ class Pace:
             waited: seconds that the longest unanswered call has taken so far, for a sample of it.
         """
         seconds = max(self._seconds if self._warm else 0.0, waited)
-        return remaining > 0 and seconds * remaining / workers > self._start + (self._first_call or 0.0)
+        return remaining > 0 and seconds * remaining / workers + self._missed > self._start + (self._first_call or 0.0)

@@ -209,6 +209,7 @@ class Scheduler:
             return False
         worker.deadline, worker.allowed = worker.since + START_SECONDS, START_SECONDS
         self._workers.append(worker)
+        self._pace.recruited()
         self._level = max(self._level, len(self._workers))
         self._selector.register(worker.control, selectors.EVENT_READ, worker)
         self._selector.register(worker.channel, selectors.EVENT_READ, worker)
@@ -267,6 +268,8 @@ class Scheduler:
             if chunk.retried:
                 self._patience = 1
             self._pace.answered(len(chunk.indices), answer.seconds, fresh)
+            if not fresh and any(batch.waiting for batch in self._batches):
+                self._pace.missed(answer.seconds, len(self._workers))
             chunk.batch.answered(chunk, answer)
         worker.calls += 1
         self._settle(chunk.batch)

@@ -71,6 +71,12 @@ def test_workers_are_added_where_they_spare_more_than_they_cost():
     assert not measured(1e-5).pays(1000, 1, 0.0)
     assert measured(0.01).pays(1000, 1, 0.0) and measured(0.01).pays(1000, 3, 0.0)
     assert not measured(0.01).pays(10, 1, 0.0) and not measured(0.01).pays(0, 1, 0.0)
+    again = measured(0.01)
+    for _ in range(40):
+        again.missed(0.1, 1)
+    assert again.pays(10, 1, 0.0)  # too small a batch, but it has come often
+    again.recruited()
+    assert not again.pays(10, 1, 0.0)
     assert measured(1e-5).pays(1000, 1, 0.5)  # a call that has taken long already
 
 
