@@ -268,14 +268,14 @@ def test_impossible_options_are_refused(options, message):
 
 
 def test_shipped_composition_asks_only_where_the_rule_rejects(serve):
-    server = serve(lambda first, second: verdict({first, second} == {"5", "five"}))
+    server = serve(lambda first, second: verdict({first, second} == {"5", "a handful"}))
     place = [f"reward.functions.judge.kwargs.{name}={server.options[name]}" for name in ("url", "model")]
     options = to_run_config(compose_config(["reward=math_judge", *place], ConfigSource())).reward
-    completions = ["#### 5", "The answer is five", "#### 6", "The answer is five", "Well"]
+    completions = ["#### 5", "The answer is a handful", "#### 6", "The answer is a handful", "Well"]
     with RewardScorer(options) as scorer:
         scorer.start()
         scored = scorer.score(completions, {"answer": ["5"] * 4 + ["7"], "prompts": ["p"] * 5})
     assert not scored.failures
     rewards = [[reward or 0.0 for reward in row] for row in scored.rewards]
     assert rewards == [[1, 0], [0, 1], [0, 0], [0, 1], [0, 0]]
-    assert set(server.pairs) == {("5", "five"), ("five", "5"), ("5", "6"), ("7", "Well")}
+    assert set(server.pairs) == {("5", "a handful"), ("a handful", "5"), ("5", "6"), ("7", "Well")}

@@ -193,6 +193,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(1000)
         if state.due("stop_after"):
             os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(1000)  # the stop may reach this thread a moment later
         if state.due("hang_after"):
             state.hanging = True
             time.sleep(1000)
