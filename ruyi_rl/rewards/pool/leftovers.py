@@ -13,6 +13,8 @@ from ruyi_rl.rollout.servers.guardian import GONE, process_state, processes, sha
 
 SECONDS = 2.0
 """How long killed processes may take to go."""
+NOTE = "leftovers"
+"""File in the folder that names cgroups, a line each, which go when their processes have."""
 
 
 def end_processes(folder: Path) -> None:
@@ -33,9 +35,22 @@ def end_processes(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder, and what lies in folders of it that the plugin has locked."""
+    """Removes a folder, and what lies in folders of it that the plugin has locked; and the cgroups that it names."""
+    with contextlib.suppress(OSError):
+        for group in (folder / NOTE).read_text().splitlines():
+            _remove_cgroup(Path(group))
     if folder.exists():
         shutil.rmtree(folder, onerror=_force)
+
+
+def _remove_cgroup(group: Path) -> None:
+    """Removes a cgroup, which takes until the kernel has done with the processes that it held."""
+    deadline = time.monotonic() + SECONDS
+    while group.is_dir() and time.monotonic() < deadline:
+        try:
+            group.rmdir()
+        except OSError:
+            time.sleep(0.01)
 
 
 def _started_with(folder: str) -> list[int]:

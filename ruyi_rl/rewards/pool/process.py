@@ -20,8 +20,9 @@ from typing import Any
 import ruyi_rl
 from ruyi_rl.rewards.pool.batch import Chunk
 from ruyi_rl.rewards.pool.frames import TAG, Received, frame
-from ruyi_rl.rewards.pool.leftovers import end_processes, remove
+from ruyi_rl.rewards.pool.leftovers import NOTE, end_processes, remove
 from ruyi_rl.rewards.pool.replies import decoded
+from ruyi_rl.rewards.sandbox.cgroups import LEFTOVERS
 
 _COMMAND = "import sys; sys.path.insert(0, {root!r}); from ruyi_rl.rewards.pool.guard import main; main()"
 _READ = 2**20
@@ -78,6 +79,7 @@ class WorkerProcess:
         # One thread each, unless the user has said otherwise: the workers share the cores already.
         environment = {"OMP_NUM_THREADS": "1", **os.environ}
         environment |= dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(self._folder))
+        environment[LEFTOVERS] = str(self._folder / NOTE)
         try:
             # Not multiprocessing's spawn: that would run the caller's script again.
             self._process = subprocess.Popen(

@@ -7,6 +7,7 @@ from ruyi_rl.rewards import load_reward
 from ruyi_rl.rewards.check import check_function, required_columns
 from ruyi_rl.rewards.loading import load_function
 from ruyi_rl.rewards.results import RewardError
+from ruyi_rl.rewards.sandbox.cgroups import memory_cgroups
 
 PLUGIN = "rewards/code_tests.py"
 SQUARE, CUBE = "```python\ndef f(x):\n    return x * x\n```", "def f(x):\n    return x ** 3"
@@ -61,6 +62,30 @@ def test_less_time_a_sample_than_its_program_may_take_is_refused():
 def test_in_a_worker_of_its_own(confinable):
     with load_reward(PLUGIN, timeout=30, seconds=10) as reward:
         assert reward(completions=[SQUARE, CUBE], tests=[ASSERTS, ASSERTS]) == [1.0, 0.0]
+
+
+def cgroups_of(process):
+    """The sandbox's memory cgroups that a process has made."""
+    own = Path("/proc/self")
+    parents = memory_cgroups((own / "mountinfo").read_text(), (own / "cgroup").read_text())
+    return {group for parent, _ in parents for group in parent.glob(f"ruyi-sandbox-{process}-*")}
+
+
+def test_a_worker_that_is_killed_leaves_no_cgroup(confinable, tmp_path):
+    """A worker is killed at its pool's end too, with all that could have removed its cgroup."""
+    plugin = tmp_path / "worker.py"
+    plugin.write_text(
+        "import os\nfrom ruyi_rl.rewards.sandbox import Sandbox, SandboxOptions\n"
+        "def process(completions, **kwargs):\n"
+        "    sandbox = Sandbox(SandboxOptions()).__enter__()\n"
+        "    with sandbox.open('def f(): return 1') as program:\n"
+        "        assert program.call('f', []).value == 1\n"
+        "    return [os.getpid() for _ in completions]\n"
+    )
+    with load_reward(str(plugin), timeout=30) as reward:
+        (worker,) = reward(completions=["a"])
+        made = cgroups_of(int(worker))
+    assert not any(group.exists() for group in made)
 
 
 @pytest.mark.parametrize(
