@@ -102,7 +102,7 @@ def file_samples(path: Path, count: int, questions: Sequence[Mapping[str, Any]],
     Raises:
         Refusal: a line without a completion.
     """
-    known = {_prompt_key(row["prompt"]): row for row in questions}
+    known = {prompt_key(row["prompt"]): row for row in questions}
     rows, texts, exits = [], [], []
     for place, line in _lines(path, count):
         try:
@@ -112,17 +112,21 @@ def file_samples(path: Path, count: int, questions: Sequence[Mapping[str, Any]],
             raise Refusal("check_reward.completions", problem, '{"completion": a text or chat messages, …}') from None
         prompt = line.get("prompt", "")
         own = {name: value for name, value in line.items() if name not in _DRAWN}
-        rows.append({**known.get(_prompt_key(prompt), {}), **own, "prompt": prompt})
+        rows.append({**known.get(prompt_key(prompt), {}), **own, "prompt": prompt})
         exits.append(str(own.get("exit", exit)))
     return Samples(texts, _columns(rows, texts, exits), [FILE] * len(texts))
 
 
 def require_columns(samples: Samples, needed: Mapping[str, Sequence[str]]) -> None:
-    """Refuse samples without a column that a function needs; `needed`: function -> its columns."""
+    """Refuse samples without a column that a function needs; `needed`: function -> its columns.
+
+    One that is there but always None is for another function to judge by, where there is such a function.
+    """
     there = sorted(name for name, values in samples.columns.items() if any(value is not None for value in values))
+    judged = any(set(columns) <= set(there) for columns in needed.values())
     for name, columns in needed.items():
         for column in columns:
-            if column not in there:
+            if column not in there and not (judged and column in samples.columns):
                 problem = f"needs the column {column!r}, which no sample has"
                 raise Refusal(f"reward.functions.{name}", problem, nearest(column, there))
 
@@ -154,7 +158,7 @@ def _exchanged(rows: Sequence[Mapping[str, Any]], own: Sequence[str], place: int
     return None
 
 
-def _prompt_key(prompt: Any) -> str:
+def prompt_key(prompt: Any) -> str:
     """The user's last words: a chat may have been opened by a system message, or given as its text."""
     said = [message.get("content") for message in prompt if isinstance(message, dict)] if prompt else []
     return prompt if isinstance(prompt, str) else str(said[-1] if said else "")

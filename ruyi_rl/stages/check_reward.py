@@ -8,6 +8,7 @@ from typing import Any
 
 from ruyi_rl.config import RunConfig
 from ruyi_rl.data.check import check_data
+from ruyi_rl.data.embedded import SOURCES
 from ruyi_rl.data.options import DataOptions
 from ruyi_rl.failure import StageFailed
 from ruyi_rl.refusal import Refusal
@@ -17,7 +18,7 @@ from ruyi_rl.report.trials import broken_list, print_samples, print_trials, tria
 from ruyi_rl.rewards.check import check_reward
 from ruyi_rl.rewards.options import RewardOptions
 from ruyi_rl.rewards.results import RewardError
-from ruyi_rl.rewards.samples import Samples, data_samples, file_samples, require_columns
+from ruyi_rl.rewards.samples import Samples, data_samples, file_samples, prompt_key, require_columns
 from ruyi_rl.rewards.scoring import RewardScorer
 from ruyi_rl.rewards.trial import Trial, try_function
 from ruyi_rl.run_folder import write_json
@@ -89,6 +90,12 @@ def read_samples(config: RunConfig) -> Samples:
         return file_samples(Path(options.completions), options.samples, questions, exit)
     limit = min(options.samples, config.data.limit or options.samples)
     first = replace(config.data, limit=limit)
+    if config.data.source in SOURCES:
+        # Their demonstrations are shuffled by themselves, and a row has None where another function judges it.
+        needs = {column for columns in check_reward(config.reward).values() for column in columns}
+        known = {prompt_key(row["prompt"]): row for row in load_data(config.data, config.seed, "grpo", needs).train}
+        demonstrated = list(load_data(first, config.seed, "sft").train)
+        return data_samples([known[prompt_key(row["prompt"])] for row in demonstrated], demonstrated, exit)
     questions = list(load_data(first, config.seed, "grpo").train)
     demonstrations: list[dict[str, Any]] = []
     if has_completions(first):

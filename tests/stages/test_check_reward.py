@@ -8,6 +8,7 @@ from ruyi_rl.__main__ import main
 from ruyi_rl.cli.compose import compose_config, to_run_config
 from ruyi_rl.data.arithmetic import arithmetic_options, generate
 from ruyi_rl.rewards import trial
+from ruyi_rl.rewards.samples import require_columns
 from ruyi_rl.stages.check_reward import read_samples
 
 GOOD = """
@@ -97,6 +98,17 @@ def test_samples_are_rows_of_the_training_with_their_demonstrations():
     assert samples.columns["prompts"][:15] == [row["prompt"] for row in rows[:15]]
     assert samples.columns["answer"][:15] == [row["answer"] for row in rows[:15]]
     assert "style" not in samples.columns and samples.columns["exit"][0] == "large"
+
+
+@pytest.mark.parametrize("data", ["toy_code", "toy_mixed"])
+def test_demonstrations_stand_beside_their_own_rows(data):
+    """However a task shuffles them; a row that another function judges has None."""
+    samples = read_samples(config(f"data={data}", "reward=math_code", "check_reward.samples=24"))
+    rows = zip(samples.completions[:24], samples.columns["prompts"], samples.columns["answer"], strict=False)
+    for completion, prompt, answer in rows:
+        asked = prompt[-1]["content"]
+        assert ("def f" in completion) == asked.startswith("f(") == (answer is None)
+    require_columns(samples, {"math_answer": ["answer"], "code_tests": ["tests"]})
 
 
 def test_rows_without_completions_are_tried_on_their_answers(tmp_path):
