@@ -46,10 +46,12 @@ def rollout(family, tmp_path):
     if problem := vllm_problem() or import_problem():
         pytest.skip(problem)
     spec = RolloutSpec(family.config, tuple(family.exits), (END,), 256, torch.float32, 512, tmp_path)
+    # Other tests of this process may have left children that live as long as it does, such as multiprocessing's.
+    before = set(guardian.children(os.getpid()))
     rollout = VllmServerRollout(RolloutOptions(workers={"small": 2}), spec)
     rollout.update_weights(family)
     yield rollout
-    started = [process for pid in guardian.children(os.getpid()) for process in (pid, *children(pid))]
+    started = [process for pid in set(guardian.children(os.getpid())) - before for process in (pid, *children(pid))]
     segments = guardian.shared_memory(started)
     rollout.close()
     assert len(started) >= 9 and gone(started)
