@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ruyi_rl.family.config import EEQwen3Config, FamilyConfig, RuyiQwen2Config, RuyiQwen3Config
 from ruyi_rl.family.output import FamilyOutput
+from ruyi_rl.family.pack import Pack
 from ruyi_rl.family.trunk import FamilyModel, FamilyPreTrainedModel
 from ruyi_rl.family.weights import base_sources, branch_sources, parameters_of
 from ruyi_rl.training.log_probs import token_statistics
@@ -97,6 +98,7 @@ class Family(FamilyPreTrainedModel, GenerationMixin):
         exits: str | Sequence[str] | Mapping[str, int] | None = None,
         output: str = "logits",
         temperature: float = 1.0,
+        pack: Pack | None = None,
         **kwargs,
     ) -> FamilyOutput | CausalLMOutputWithPast:
         """Run the trunk once and read off any subset of exits.
@@ -110,6 +112,8 @@ class Family(FamilyPreTrainedModel, GenerationMixin):
                 the rows of these exits one after the other, deepest exit first, each row for its exit alone.
             output: `logits`, `hidden_states`, or `log_probs` (of `labels`, with entropies, without holding logits).
             temperature: divides the logits of `log_probs`.
+            pack: `input_ids` (1, tokens) is a pack with its `position_ids`; `output` is `hidden_states` or `log_probs`,
+                of what the pack says, for the pack's exits.
 
         Returns:
             A `FamilyOutput`; in the scope of `at_exit` and without `exits`, transformers' `CausalLMOutputWithPast`.
@@ -117,6 +121,8 @@ class Family(FamilyPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: an exit that the family does not have, `log_probs` without labels, a cache for several exits.
         """
+        if pack is not None:
+            return self._forward_pack(input_ids, position_ids, pack, output, temperature, **kwargs)
         stock_like = exits is None and self._exit_in_scope is not None
         rows = self._resolve(self._exit_in_scope if stock_like else exits)
         if output not in OUTPUTS:
@@ -153,6 +159,23 @@ class Family(FamilyPreTrainedModel, GenerationMixin):
         if stock_like:
             return CausalLMOutputWithPast(loss=loss, logits=logits[next(iter(rows))], past_key_values=cache)
         return FamilyOutput(loss=loss, logits=logits, past_key_values=cache)
+
+    def _forward_pack(self, input_ids, position_ids, pack, output, temperature, **kwargs) -> FamilyOutput:
+        if output not in ("hidden_states", "log_probs"):
+            raise ValueError(f"a pack gives hidden_states or log_probs, not {output!r}")
+        self._resolve(pack.exits)
+        states = self.model(input_ids=input_ids, position_ids=position_ids, pack=pack, **kwargs)
+        if output == "hidden_states":
+            return FamilyOutput(hidden_states=states)
+        columns = {"log_probs": {}, "entropy": {}, "is_top1": {}}
+        for name, scored in pack.scored.items():
+            # Where nothing is scored this is empty, and still a node of the graph: every exit's parameters get a
+            # gradient in every micro-batch.
+            hidden = states[name][0].index_select(0, scored.sources)
+            statistics = token_statistics(hidden, self.head(name), scored.targets, temperature)
+            for column, values in columns.items():
+                values[name] = getattr(statistics, column)
+        return FamilyOutput(**columns)
 
     def _score(self, states, rows, labels, temperature) -> FamilyOutput:
         columns = {"log_probs": {}, "entropy": {}, "is_top1": {}}

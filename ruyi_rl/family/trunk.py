@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -13,7 +15,9 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 
+from ruyi_rl.family.attention import NAME, PackedAttention
 from ruyi_rl.family.config import FamilyConfig, RuyiQwen2Config
+from ruyi_rl.family.pack import Pack
 
 
 class FamilyPreTrainedModel(PreTrainedModel):
@@ -48,10 +52,13 @@ class FamilyModel(FamilyPreTrainedModel):
                 modeling_qwen3.Qwen3RotaryEmbedding,
             )
         points = config.early_exit_points
+        # The layers' own: they call the family's attention, which runs whatever the family's configuration names.
+        of_layers = copy.copy(config)
+        of_layers._attn_implementation = NAME
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList([layer(config, i) for i in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([layer(of_layers, i) for i in range(config.num_hidden_layers)])
         # A branch's own layer writes cache slot k, the slot after the trunk layers below it.
-        self.eelayers = nn.ModuleList([layer(config, k) for k in points[:-1]])
+        self.eelayers = nn.ModuleList([layer(of_layers, k) for k in points[:-1]])
         self.norms = nn.ModuleList([norm(config.hidden_size, eps=config.rms_norm_eps) for _ in points])
         self.rotary_emb = rotary(config=config)
         self.gradient_checkpointing = False
@@ -72,6 +79,7 @@ class FamilyModel(FamilyPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         exits: Mapping[str, int | None] | None = None,
+        pack: Pack | None = None,
         **kwargs,
     ) -> dict[str, torch.Tensor]:
         """Hidden states after each asked exit's norm.
@@ -84,10 +92,15 @@ class FamilyModel(FamilyPreTrainedModel):
             exits: exit name -> number of its rows, or None where all rows are for every exit. With numbers the batch
                 holds the rows of the first name, then of the second …, deepest exit first, and rows leave the batch
                 when their exit has passed.
+            pack: the one row of `input_ids` is a pack; `exits`, `attention_mask` and caches are not for it.
 
         Returns:
-            Exit name -> (rows, length, hidden), in the order of `exits`.
+            Exit name -> (rows, length, hidden), in the order of `exits`. Of a pack (1, tokens, hidden): the shared
+            segments and then the exit's own.
         """
+        if pack is not None:
+            inputs_embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+            return self._forward_pack(inputs_embeds, position_ids, pack, **kwargs)
         exits = exits or {name: None for name in self.config.exits}
         if use_cache and len(exits) > 1:
             raise ValueError("a KV cache serves one exit: slot k holds the keys of that exit's own layer")
@@ -120,6 +133,7 @@ class FamilyModel(FamilyPreTrainedModel):
                 position_ids=_rows(position_ids, rows),
                 past_key_values=past_key_values,
                 use_cache=use_cache,
+                implementation=self.config._attn_implementation,
                 **kwargs,
             )
 
@@ -136,6 +150,52 @@ class FamilyModel(FamilyPreTrainedModel):
             if active:
                 hidden = run(self.layers[depth], hidden[:active], 0, active)
         return {name: states[name] for name in exits}
+
+    def _forward_pack(
+        self, hidden: torch.Tensor, position_ids: torch.LongTensor, pack: Pack, **kwargs
+    ) -> dict[str, torch.Tensor]:
+        """Ragged depth: each trunk layer computes the leading segments that are still active, an exit's own layer the
+        shared segments and the exit's."""
+        pack.check(self.config.exits)
+        if hidden.shape[:2] != (1, pack.tokens):
+            raise ValueError(f"a pack of {pack.tokens} tokens is one row of as many, not {tuple(hidden.shape[:2])}")
+        cos, sin = self.rotary_emb(hidden, position_ids)
+        starts = list(accumulate(pack.lengths, initial=0))
+        front, names, states = starts[pack.shared], list(self.config.exits), {}
+
+        def run(layer: nn.Module, hidden: torch.Tensor, attention: PackedAttention, cos, sin) -> torch.Tensor:
+            return layer(
+                hidden, attention_mask=None, position_embeddings=(cos, sin), use_cache=False, packed=attention, **kwargs
+            )
+
+        attention, active = None, -1
+        for depth in range(max(self.config.exits[name] for name in pack.exits) + 1):
+            for name in pack.exits:
+                if self.config.exits[name] != depth:
+                    continue
+                index, (first, last) = names.index(name), pack.segments(name)
+                own_layer = self.layers[depth] if index == len(names) - 1 else self.eelayers[index]
+
+                def own(tensor: torch.Tensor, start=starts[first], stop=starts[last]) -> torch.Tensor:
+                    if start == front:
+                        return tensor[:, :stop]
+                    return torch.cat([tensor[:, :front], tensor[:, start:stop]], dim=1)
+
+                ours = [*range(pack.shared), *range(first, last)]
+                packed = PackedAttention(
+                    [pack.lengths[i] for i in ours], [pack.prompts[i] for i in ours], hidden.device
+                )
+                states[name] = self.norms[index](run(own_layer, own(hidden), packed, own(cos), own(sin)))
+            deeper = [name for name in pack.exits if self.config.exits[name] > depth]
+            if not deeper:
+                break
+            count = max(pack.shared, pack.active(deeper))
+            if count != active:
+                active, tokens = count, starts[count]
+                attention = PackedAttention(pack.lengths[:count], pack.prompts[:count], hidden.device)
+                hidden, cos, sin = hidden[:, :tokens], cos[:, :tokens], sin[:, :tokens]
+            hidden = run(self.layers[depth], hidden, attention, cos, sin)
+        return {name: states[name] for name in pack.exits}
 
 
 def row_spans(exits: Mapping[str, int | None], depths: Mapping[str, int], batch: int) -> dict[str, tuple[int, int]]:

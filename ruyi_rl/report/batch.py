@@ -43,6 +43,10 @@ class StepPlan:
     """G: completions of one prompt at one exit."""
     generation_batch: int | None = None
     """Completions that are generated at once, on all ranks; None where nothing is generated."""
+    packed: bool = False
+    """Whether a micro-batch is computed as packs: each prompt once, nothing padded."""
+    token_budget: int | None = None
+    """Tokens of a pack at most; None: a micro-batch is one pack."""
 
     @property
     def rows_per_step(self) -> int:
@@ -108,6 +112,11 @@ def plan_table(plan: StepPlan) -> Table:
         table.add_row("completions a step", f"{plan.rows_per_step:,}", by_rank)
     table.add_row("tokens a step, at most", f"{plan.tokens_per_step:,}", f"{plan.longest_row:,} tokens a row")
     table.add_row("micro-batches", f"{plan.micro_batches}", f"a step, of {plan.micro_batch} rows on each rank")
+    if plan.packed and plan.generation_batch is not None:
+        prompts = max(1, plan.micro_batch // (plan.exits * plan.generations))
+        most = prompts * plan.prompts.longest + plan.micro_batch * (plan.longest_row - plan.prompts.longest)
+        budget = "no budget" if plan.token_budget is None else f"budget {plan.token_budget:,} tokens a pack"
+        table.add_row("tokens a micro-batch, packed", f"{most:,}", f"at most, each prompt once; {budget}")
     table.add_row("optimiser steps", f"{plan.optimiser_steps:,}", f"{plan.prompts.rows:,} training rows")
     limit = "no limit" if plan.prompts.limit is None else f"limit {plan.prompts.limit:,}"
     kind = "longest sequence" if plan.generation_batch is None else "longest prompt"

@@ -22,6 +22,8 @@ NEXT = {
 def print_result(console: Console, summary: Mapping[str, Any], last: bool = True) -> None:
     """Prints a stage's table, where it lies and, after the `last` stage of a run, what can be done next."""
     console.print(result_table(summary))
+    if summary.get("phases"):
+        console.print(f"time in training: {phase_line(summary['phases'])}", style="dim")
     if "rollouts" in summary:
         console.print(
             f"[bold]{escape(summary['rollouts'])}[/] holds {summary['completions']:,} rollouts.", soft_wrap=True
@@ -105,6 +107,12 @@ def _rollout_columns(exit: Mapping[str, Any]) -> dict[str, str]:
         "tokens": f"{exit['mean_tokens']:.1f}",
         "truncated": percent(exit["truncated"]),
     }
+
+
+def phase_line(phases: Mapping[str, Mapping[str, float]]) -> str:
+    """`rollout 61 %, update 24 %, …`: the phases' shares, largest first, without those that round to nothing."""
+    shares = sorted(((phase["share"], name) for name, phase in phases.items()), reverse=True)
+    return ", ".join(f"{name} {100 * share:.0f} %" for share, name in shares if share >= 0.005)
 
 
 def number(value: float | None) -> str:

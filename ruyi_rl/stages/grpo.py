@@ -33,6 +33,7 @@ from ruyi_rl.training.arguments import trainer_arguments
 from ruyi_rl.training.callbacks import first_and_last, read_metrics
 from ruyi_rl.training.deepspeed import deepspeed_config
 from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
+from ruyi_rl.training.phases import phase_summary
 from ruyi_rl.training.session import enter_deepspeed, leave_deepspeed, train
 
 
@@ -153,6 +154,8 @@ def _trainer(
             exits=list(inputs.exits),
             advantage_scale=context.config.grpo.advantage.scale,
             exit_weights=context.config.grpo.exit_weights,
+            packed=context.config.grpo.packed,
+            token_budget=context.config.grpo.token_budget,
             rollout=rollout,
             record=record,
             failures=inputs.failures,
@@ -196,6 +199,8 @@ def _train(context: StageContext, inputs: Inputs, rollout: Rollout) -> None:
             exits=len(inputs.exits),
             generations=args.num_generations,
             generation_batch=plan.completions,
+            packed=context.config.grpo.packed,
+            token_budget=context.config.grpo.token_budget,
         )
     )
     context.console.print(table)
@@ -211,11 +216,12 @@ def summary(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What the stage has shown, per exit."""
+    """What the stage has shown, per exit, and where the training's time went."""
     found: dict[str, Any] = {
         "exits": {},
         "steps": rows[-1]["step"] if rows else 0,
         "tokens": int(rows[-1].get("num_tokens") or 0) if rows else 0,
+        "phases": phase_summary(rows),
     }
     for name in exits:
         first, last = first_and_last(rows, f"{name}/reward")

@@ -21,6 +21,7 @@ from ruyi_rl.training.arguments import trainer_arguments
 from ruyi_rl.training.callbacks import first_and_last, read_metrics
 from ruyi_rl.training.deepspeed import deepspeed_config
 from ruyi_rl.training.options import LossWeightOptions, SFTOptions
+from ruyi_rl.training.phases import phase_summary
 from ruyi_rl.training.schedules import loss_weights
 from ruyi_rl.training.session import enter_deepspeed, leave_deepspeed, train
 from ruyi_rl.training.sft_trainer import FamilySFTTrainer
@@ -78,6 +79,7 @@ def joint_training(
                 processing_class=tokenizer,
                 exits=list(exits),
                 loss_weights=weights,
+                packed=options.packed,
                 callbacks=callbacks,
             )
         except ValueError as error:
@@ -162,9 +164,9 @@ def closing_weights(options: LossWeightOptions, exits: Mapping[str, int]) -> Los
 
 
 def training_summary(context: StageContext, exits: Mapping[str, int]) -> dict[str, Any]:
-    """First and last loss and token accuracy per exit, and the tokens seen, from the metrics file."""
+    """First and last loss and token accuracy per exit, tokens seen and time per phase, from the metrics file."""
     rows = read_metrics(context.folder / "metrics.jsonl")
-    summary: dict[str, Any] = {"exits": {}, "steps": 0, "tokens": 0}
+    summary: dict[str, Any] = {"exits": {}, "steps": 0, "tokens": 0, "phases": phase_summary(rows)}
     for phase in sorted({row["phase"] for row in rows}):
         mine = [row for row in rows if row["phase"] == phase]
         summary["steps"] += mine[-1]["step"]

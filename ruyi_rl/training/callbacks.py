@@ -1,9 +1,9 @@
-"""What listens to a trainer: the metrics file, the stop signal, the manifest."""
+"""What listens to a trainer: the metrics file, the clock of the phases, the stop signal, the manifest."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from ruyi_rl import ranks
 from ruyi_rl.run_folder import write_text
 from ruyi_rl.signals import StopSignal
+from ruyi_rl.training.phases import PhaseClock
 
 
 class MetricsFile(TrainerCallback):
@@ -39,6 +40,13 @@ class MetricsFile(TrainerCallback):
             with open(self.path, "a") as file:
                 file.write(json.dumps(row, default=float) + "\n")
 
+    def add_to_last(self, values: Mapping[str, float]) -> None:
+        """Adds to the newest row what came after its log, such as the writing of the trained model (rank 0)."""
+        rows = read_metrics(self.path)
+        if rows:
+            rows[-1] |= {key: rows[-1].get(key, 0.0) + value for key, value in values.items()}
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+
     def _comes_again(self, row: dict[str, Any], step: int) -> bool:
         return (row["phase"], row["step"]) > (self.phase, step)
 
@@ -53,6 +61,24 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 continue
     return rows
+
+
+class PhaseBorders(TrainerCallback):
+    """Within an optimiser step, what is no other phase's is the update's; so it holds the optimiser's step wherever
+    that is, with DeepSpeed inside the backward pass.
+    """
+
+    def __init__(self, phases: PhaseClock):
+        self.phases = phases
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.phases.take()  # what came before it is no step's time
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.phases.turn_to("update")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.phases.turn_to("other")
 
 
 class StopOnSignal(TrainerCallback):

@@ -6,18 +6,16 @@ TRL changes what it relies on.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, is_peft_model
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 from trl.models.utils import unwrap_model_for_generation
-from trl.trainer.utils import nanstd
 
 from ruyi_rl.rewards.composition import Composed, Composition, compose, reward_tensor, state_tensor, states_of
 from ruyi_rl.rewards.failures import RewardFailures
@@ -25,20 +23,37 @@ from ruyi_rl.rewards.scored import State
 from ruyi_rl.rewards.scoring import RewardScorer
 from ruyi_rl.rollout.transformers import TransformersRollout, end_token_ids
 from ruyi_rl.rollout.worker import Completion, Request, Rollout, Sampling, request_seeds
+from ruyi_rl.training.accumulation import accumulating, backward
 from ruyi_rl.training.advantages import group_advantages, normalized_advantages
 from ruyi_rl.training.batches import plan_batches
-from ruyi_rl.training.exit_metrics import engine_mismatch, failure_metrics, rollout_metrics, worker_metrics
+from ruyi_rl.training.exit_metrics import failure_metrics
 from ruyi_rl.training.family_trainer import FamilyTrainer, train_only
-from ruyi_rl.training.plugin_logs import column_name, metric_name, of_one_type
-from ruyi_rl.training.rows import FamilySampler, balanced_chunks, block_layout, deepest_first, expand_rows
+from ruyi_rl.training.grpo_logs import GRPOLogs
+from ruyi_rl.training.partial_loss import joined_metrics, loss_share, mean_entropy
+from ruyi_rl.training.phases import in_phase
+from ruyi_rl.training.plugin_logs import column_name, metric_name
+from ruyi_rl.training.policy_pass import CompletionRows, RowStatistics, packed_pass, padded_pass
+from ruyi_rl.training.reference import prepared, shared_reference
+from ruyi_rl.training.rows import (
+    FamilySampler,
+    balanced_chunks,
+    block_layout,
+    deepest_first,
+    expand_rows,
+    rows_and_tokens,
+    rows_of,
+)
 from ruyi_rl.training.scored_batch import ScoredBatch
+from ruyi_rl.training.token_budget import balanced_packs, packs_needed
 
 
-class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
+class FamilyGRPOTrainer(GRPOLogs, FamilyTrainer, GRPOTrainer):
     """All chosen exits answer the same prompts; each is compared with itself and trained by TRL's own loss.
 
     The objective is `Σ_e w_e · L_e / Σ_e w_e`, where `L_e` is what GRPOTrainer would compute on exit e's completions
     alone: for any loss type, an exit's length or reward does not change another exit's loss.
+
+    With `beta` the reference policy shares the parameters that are frozen with the policy (see `shared_reference`).
 
     Takes what GRPOTrainer takes, with a `Family` as the model and one dataset row a prompt, and:
 
@@ -48,14 +63,17 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
         exits: names of the exits to train; None: all. Parameters that none of them runs through are frozen.
         advantage_scale: see `group_advantages`.
         exit_weights: exit -> w_e; 1 where not named.
+        packed: whether log-probs are computed in packs, each prompt once and nothing padded, or in padded rows.
+        token_budget: tokens of a pack at most. A micro-batch of more is computed in several packs, each with its own
+            backward pass, to the same gradients. None: a micro-batch is one pack.
         rollout: who generates; None: transformers' generate. Where it reports log-probs, TRL's importance correction
             (`vllm_importance_sampling_*`) weighs every exit's loss by them.
         record: called with the rows of each generation batch (see `RolloutFile`), on rank 0.
         failures: keeps what a scorer's functions failed on, and ends the training where that is too much; None: one
             that keeps nothing.
 
-    Metrics: TRL's, averaged over the exits, and `<exit>/<metric>` for each exit. Reward functions get the exits' names
-    as the column `exit`.
+    Metrics: TRL's, averaged over the exits, and `<exit>/<metric>` for each exit; `time/<phase>`, see FamilyTrainer.
+    Reward functions get the exits' names as the column `exit`.
 
     Raises:
         StageFailed: (in training, with a scorer) rewards cannot be computed, or fail too often.
@@ -74,6 +92,8 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
         exits: Sequence[str] | None = None,
         advantage_scale: str = "group",
         exit_weights: Mapping[str, float] | None = None,
+        packed: bool = True,
+        token_budget: int | None = None,
         rollout: Rollout | None = None,
         record: Callable[[list[dict]], None] | None = None,
         failures: RewardFailures | None = None,
@@ -95,6 +115,8 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
             raise ValueError("use_adaptive_entropy steers one coefficient; with several exits set entropy_coef")
         if rollout is not None and not rollout.runs_family:
             check_correction(args)
+        if token_budget is not None:
+            check_token_budget(token_budget, packed, args)
         self.plan = plan_batches(
             args.per_device_train_batch_size,
             args.steps_per_generation,
@@ -107,18 +129,24 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
                 f"a generation batch takes {self.plan.prompts} prompts, but there are {len(train_dataset)} to train on"
             )
         self._prompt_count = len(train_dataset)
-        self._exit_ids = None  # exit of each row of the pass that is under way
+        self.packed, self.token_budget = packed, token_budget
+        self._exit_ids = self._prompt_numbers = None  # of each row of the pass that is under way
         self._forwarded = None  # this micro-batch's scored tokens, while the exits' losses are read off them
         self._drawn: dict[str, tuple[int, int]] = {}  # mode -> (optimiser step, rollouts begun in it)
         self._sent_at_step: int | None = None  # optimiser step whose weights the rollout worker has
-        super().__init__(
-            model,
-            reward_funcs,
-            args,
-            expand_rows(train_dataset, self.exits),
-            None if eval_dataset is None else expand_rows(eval_dataset, self.exits),
-            **kwargs,
-        )
+        peft = is_peft_model(model) or kwargs.get("peft_config") is not None
+        with shared_reference(model, args, peft) as reference:
+            super().__init__(
+                model,
+                reward_funcs,
+                args,
+                expand_rows(train_dataset, self.exits),
+                None if eval_dataset is None else expand_rows(eval_dataset, self.exits),
+                **kwargs,
+            )
+        if reference is not None:
+            self.beta = args.beta
+            self.ref_model = prepared(reference, self.accelerator, self.is_deepspeed_enabled)
         self.rollout = rollout or TransformersRollout(
             model, self._tokenizer.pad_token_id, end_token_ids(model, self._tokenizer)
         )
@@ -158,19 +186,14 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
         return self._buffered_inputs[self._step % steps]
 
     def _split_by_exit(self, batch: dict, steps: int) -> list[dict]:
-        chunks = balanced_chunks(batch["exit_ids"], len(self.exits), steps)
-        rows = len(batch["exit_ids"])
+        return [rows_of(batch, chunk) for chunk in balanced_chunks(batch["exit_ids"], len(self.exits), steps)]
 
-        def per_row(value) -> bool:
-            return isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == rows
-
-        return [{key: value[chunk] if per_row(value) else value for key, value in batch.items()} for chunk in chunks]
-
+    @in_phase("other")
     def _generate_and_score_completions(self, inputs):
         mode = "train" if self.model.training else "eval"
         samples = self.num_generations if mode == "train" else self.num_generations_eval
         local = block_layout(len(inputs), len(self.exits), samples, self.accelerator.device)
-        self._exit_ids, self._inputs = local.exit_ids, inputs
+        self._exit_ids, self._prompt_numbers, self._inputs = local.exit_ids, local.prompt_ids, inputs
         output = super()._generate_and_score_completions(inputs)
 
         world = block_layout(len(self._rewards), len(self.exits), samples, self.accelerator.device)
@@ -183,7 +206,7 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
             advantages = group_advantages(rewards, world.prompt_ids, world.exit_ids, self.advantage_scale)
         start = self.accelerator.process_index * len(inputs)
         output["advantages"] = advantages[start : start + len(inputs)]
-        output["exit_ids"] = local.exit_ids
+        output["exit_ids"], output["prompt_numbers"] = local.exit_ids, local.prompt_ids
         output["exit_tokens"] = self._tokens_per_exit(output, local.exit_ids)
         self._log_rewards(mode, rewards, samples)
         self._log_rollouts(mode, rewards, world, advantages, [row["exit"] for row in inputs])
@@ -198,76 +221,6 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
         local = torch.zeros(len(self.exits), device=mask.device).index_add_(0, exit_ids, mask.sum(1).float())
         return self.accelerator.reduce(local, reduction="sum")
 
-    def _log_rewards(self, mode, rewards, samples) -> None:
-        """Puts the composed rewards in the place of TRL's, which knows no failures, gates and clips."""
-        metrics = self._metrics[mode]
-        metrics["reward"][-1] = rewards.nanmean().item()
-        metrics["reward_std"][-1] = nanstd(rewards).item()
-        if self.multi_objective_aggregation == "sum_then_normalize":
-            spread = nanstd(rewards.view(-1, samples), dim=1).repeat_interleave(samples)
-            metrics["frac_reward_zero_std"][-1] = torch.isclose(spread, torch.zeros_like(spread)).float().mean().item()
-
-    def _log_rollouts(self, mode, rewards, layout, advantages, exit_names) -> None:
-        lengths, truncated = self.accelerator.gather(self._completion_shape).unbind(1)
-        metrics = rollout_metrics(
-            rewards, self._rewards, self.reward_func_names, lengths, truncated, layout.prompt_ids, layout.exit_ids
-        )
-        for exit, values in metrics.items():
-            for key, value in values.items():
-                self._metrics[mode][f"{self.exits[exit]}/{key}"].append(value)
-        logged = self._logs["advantages"]  # TRL has put its own there, which compare across nothing we asked for
-        for _ in range(min(len(advantages), len(logged))):
-            logged.pop()
-        logged.extend(advantages.tolist())
-        self._logs["extra"]["exit"].extend(gather_object(exit_names))
-        for column in self._logs["extra"].values():  # of all ranks, and of the steps before that it still holds
-            fitted = of_one_type(column)
-            column.clear()
-            column.extend(fitted)
-
-    def _log_workers(self, mode, output) -> None:
-        """Each exit's worker: speed, syncs, and how far its log-probs are from the trainer's."""
-        metrics = worker_metrics(gather_object([self.rollout.statistics()]))
-        policy, sampled = output.get("old_per_token_logps"), output.get("sampling_per_token_logps")
-        if policy is not None and sampled is not None:
-            local = engine_mismatch(policy, sampled, output["completion_mask"], output["exit_ids"], len(self.exits))
-            for exit, values in enumerate(local.over(self.accelerator).metrics()):
-                metrics.setdefault(self.exits[exit], {}).update(values)
-        for name, values in metrics.items():
-            for key, value in values.items():
-                self._metrics[mode][f"{name}/{key}"].append(value)
-        for key, value in self._rollout_times.items():
-            self._metrics[mode][key].append(value)
-
-    def _write_record(self, inputs, advantages) -> None:
-        """Gives rank 0's `record` the rows of all ranks."""
-        first = self.accelerator.process_index * len(inputs)
-        rewards = self._rewards[first : first + len(inputs)].tolist()
-        totals = self._composed.rewards[first : first + len(inputs)].tolist()
-        rows = [
-            {
-                "step": self.state.global_step,
-                "exit": request.exit,
-                "prompt": row["prompt"],
-                "prompt_ids": list(request.prompt_ids),
-                "completion": self._tokenizer.decode(completion.token_ids, skip_special_tokens=True),
-                "completion_ids": completion.token_ids,
-                "finished": completion.finished,
-                "log_probs": completion.log_probs,
-                "rewards": {
-                    name: None if math.isnan(score) else score for name, score in zip(self.reward_func_names, scores)
-                },
-                "reward": None if math.isnan(total) else total,
-                "advantage": advantage,
-            }
-            for row, (request, completion), scores, total, advantage in zip(
-                inputs, self._rolled_out, rewards, totals, advantages.tolist(), strict=True
-            )
-        ]
-        rows = gather_object(rows)
-        if self.accelerator.is_main_process:
-            self._record(rows)
-
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         """All exits' prompts go to the rollout back end in one call."""
         if images is not None:
@@ -277,9 +230,10 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
         requests = [Request(*request) for request in zip(names, prompt_ids, seeds, strict=True)]
         self.rollout.statistics()  # what an evaluation has left there
         start = time.monotonic()
-        with self._rollout_weights():
+        with self.phases("sync"), self._rollout_weights():
             ready = time.monotonic()
-            completions = self._generate_scored(requests, num_generations)
+            with self.phases("rollout"):
+                completions = self._generate_scored(requests, num_generations)
         self._rollout_times = {"rollout/sync_seconds": ready - start, "rollout/seconds": time.monotonic() - ready}
         self._rolled_out = list(zip(requests, completions, strict=True))
         self._completion_shape = torch.tensor(
@@ -356,6 +310,7 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
         self._drawn[mode] = step, count
         return mode, step, count
 
+    @in_phase("reward")
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         mode = "train" if self.model.training else "eval"
         start = time.monotonic()
@@ -402,61 +357,117 @@ class FamilyGRPOTrainer(FamilyTrainer, GRPOTrainer):
         compute_aux_loss=False,
         **multimodal,
     ):
-        """Log-probs of each row at its own exit; one trunk pass a chunk, in which rows leave at their exit."""
+        """Log-probs of each row at its own exit, in passes that every rank has equally many of."""
         if self._forwarded is not None:
             return self._forwarded
-        rows = input_ids.size(0)
-        log_probs = input_ids.new_zeros((rows, logits_to_keep), dtype=torch.float32)
-        entropies = torch.zeros_like(log_probs)
-        labels = input_ids.masked_fill(attention_mask == 0, -100)
-        labels[:, :-logits_to_keep] = -100
-        for chunk in balanced_chunks(self._exit_ids, len(self.exits), max(rows // (batch_size or rows), 1)):
-            per_exit = len(chunk) // len(self.exits)
-            with self.accelerator.autocast():
-                outputs = model(
-                    input_ids=input_ids[chunk],
-                    attention_mask=attention_mask[chunk],
-                    labels=labels[chunk],
-                    use_cache=False,
-                    exits=dict.fromkeys(self.exits, per_exit),
-                    output="log_probs",
-                    temperature=self.temperature,
-                )
-            scored = torch.cat([outputs.log_probs[name] for name in self.exits])[:, -logits_to_keep:]
-            log_probs = log_probs.to(scored.dtype).index_copy(0, chunk, scored)
-            scored = torch.cat([outputs.entropy[name] for name in self.exits])[:, -logits_to_keep:]
-            entropies = entropies.to(scored.dtype).index_copy(0, chunk, scored)
+        rows = CompletionRows(input_ids, attention_mask, logits_to_keep, self._prompt_numbers, self._exit_ids)
+        parts = self._parts(rows, max(len(input_ids) // (batch_size or len(input_ids)), 1))
+        with self.phases(self.scoring_phase(model)):
+            scored = [self._pass(model, rows.select(part)) for part in parts]
+        back = torch.cat(parts).argsort()
+        log_probs = torch.cat([part.log_probs for part in scored])[back]
+        entropies = torch.cat([part.entropies for part in scored])[back]
         return log_probs, entropies if compute_entropy else None, None
 
+    def _pass(self, model, rows: CompletionRows) -> RowStatistics:
+        run = packed_pass if self.packed else padded_pass
+        with self.accelerator.autocast():
+            return run(model, rows, self.exits, self.temperature)
+
+    def _parts(self, rows: CompletionRows, padded: int) -> list[torch.Tensor]:
+        """Row indices of each pass: packs under the token budget, or `padded` equal parts where there is none."""
+        device = rows.input_ids.device
+        if not self.packed:
+            return balanced_chunks(rows.exit_ids, len(self.exits), padded)
+        if padded == 1 and self.token_budget is None:
+            return [torch.arange(len(rows.input_ids), device=device)]
+        blocks = rows.blocks(len(self.exits))
+        count = padded
+        if self.token_budget is not None:
+            needed = torch.tensor([packs_needed(blocks, self.token_budget)], device=device)
+            # As many on every rank: under ZeRO-3 each pass is a series of collectives.
+            count = int(self.accelerator.gather(needed).max())
+        packs = balanced_packs(blocks, count, self.token_budget)
+        return [torch.tensor(pack, device=device) for pack in packs]
+
     def _compute_loss(self, model, inputs):
-        """TRL's loss of each exit's rows, from one forward of all."""
-        input_ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-        attention_mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-        self._exit_ids = inputs["exit_ids"]
-        log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, inputs["completion_ids"].size(1), compute_entropy=True
+        """TRL's loss of each exit's rows, from one forward of all, or of one pack after the other."""
+        rows = CompletionRows(
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+            inputs["completion_ids"].size(1),
+            inputs["prompt_numbers"],
+            inputs["exit_ids"],
         )
+        parts = self._parts(rows, 1)
+        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        whole = rows_and_tokens(mask, inputs["exit_ids"], len(self.exits))
+        losses, found = 0.0, []
+        for number, chosen in enumerate(parts):
+            early = number < len(parts) - 1 and torch.is_grad_enabled()
+            with accumulating(self.accelerator, model) if early else nullcontext():
+                scored = self._pass(model, rows.select(chosen))
+                part = rows_of(inputs, chosen)
+                share = rows_and_tokens(mask[chosen], part["exit_ids"], len(self.exits)) / whole.clamp(min=1)
+                loss, metrics = self._exit_losses(model, part, scored, share.tolist())
+                if early:
+                    # Its graph goes before the next pack's is built: the budget is what bounds the memory.
+                    backward(self.accelerator, loss @ self._loss_weights(loss))
+                    loss = loss.detach()
+            losses, found = losses + loss, [*found, metrics]
         mode = "train" if self.model.training else "eval"
-        metrics, total = self._metrics, 0.0
+        tokens = torch.stack(
+            [rows_and_tokens(mask[rows_], inputs["exit_ids"][rows_], len(self.exits))[1] for rows_ in parts]
+        )
+        weights = self.accelerator.reduce(tokens, "sum").tolist() if len(parts) > 1 else tokens.tolist()
+        # TRL has divided by the micro-batches of an update; the metric is the mean over them and over ranks.
+        scale = self.current_gradient_accumulation_steps if mode == "train" else 1
+        means = self.accelerator.reduce(losses.detach() * scale, "mean").tolist()
         for exit, name in enumerate(self.exits):
-            rows = inputs["exit_ids"] == exit
-            part = {
-                key: value[rows] if isinstance(value, torch.Tensor) and value.shape[:1] == rows.shape else value
-                for key, value in inputs.items()
-            }
+            joined = joined_metrics([part[exit] for part in found], [part[exit] for part in weights])
+            for key, value in joined.items():
+                self._metrics[mode][f"{name}/{key}"].append(value)
+                self._metrics[mode][key].append(value)
+            self._metrics[mode][f"{name}/loss"].append(means[exit])
+        return losses @ self._loss_weights(losses)
+
+    def _loss_weights(self, like: torch.Tensor) -> torch.Tensor:
+        """(exits,): w_e / Σ w."""
+        weights = torch.tensor([self.exit_weights[name] for name in self.exits], dtype=like.dtype, device=like.device)
+        return weights / weights.sum()
+
+    def _exit_losses(self, model, inputs, scored: RowStatistics, shares) -> tuple[torch.Tensor, list[dict[str, float]]]:
+        """(exits,): the part's contribution to each exit's loss; and TRL's metrics of it, one mapping an exit.
+
+        Args:
+            shares: of the micro-batch's rows, and of its tokens, that the part has; for each exit.
+        """
+        mode = "train" if self.model.training else "eval"
+        outer, losses, metrics = self._metrics, [], []
+        for exit in range(len(self.exits)):
+            rows = torch.nonzero(inputs["exit_ids"] == exit).flatten()
+            part = rows_of(inputs, rows)
             part["num_items_in_batch"] = inputs["exit_tokens"][exit]
-            self._forwarded = log_probs[rows], entropies[rows], None
+            self._forwarded = scored.log_probs[rows], scored.entropies[rows], None
             self._metrics = {mode: defaultdict(list)}
+            share = loss_share(self.loss_type, shares[0][exit], shares[1][exit])
+            bonus = self._entropy_bonus(part, self._forwarded[1], mode)
             loss = super()._compute_loss(model, part)
-            total = total + self.exit_weights[name] * loss
-            for key, values in self._metrics[mode].items():
-                metrics[mode][f"{name}/{key}"].extend(values)
-                metrics[mode][key].extend(values)
-            # TRL has divided by the micro-batches of an update; the metric is the mean over them and over ranks.
-            share = self.current_gradient_accumulation_steps if mode == "train" else 1
-            metrics[mode][f"{name}/loss"].append(self.accelerator.reduce(loss.detach() * share, "mean").item())
-        self._metrics, self._forwarded = metrics, None
-        return total / sum(self.exit_weights.values())
+            # TRL's bonus is a mean over tokens whatever the loss type is a mean over.
+            losses.append(share * loss + (share - shares[1][exit]) * bonus)
+            metrics.append({key: values[-1] for key, values in self._metrics[mode].items()})
+            self._forwarded = None
+        self._metrics = outer
+        return torch.stack(losses), metrics
+
+    def _entropy_bonus(self, part, entropies: torch.Tensor, mode: str) -> torch.Tensor | float:
+        """What TRL will take off the part's loss for its entropy."""
+        if not self._entropy_bonus_enabled:
+            return 0.0
+        used = not self.use_adaptive_entropy or self._last_world_entropy <= self.args.entropy_target
+        steps = self.current_gradient_accumulation_steps if mode == "train" else 1.0
+        mask = part["completion_mask"] * part.get("tool_mask", 1)
+        return (self.entropy_coef if used else 0.0) * mean_entropy(entropies, mask) / steps
 
 
 def check_correction(args) -> None:
@@ -466,4 +477,17 @@ def check_correction(args) -> None:
         raise ValueError(
             f"loss_type='vespo' weighs tokens: vllm_importance_sampling_mode must be token_truncate or token_mask, "
             f"not {mode}, or vllm_importance_sampling_correction=false"
+        )
+
+
+def check_token_budget(budget: int, packed: bool, args) -> None:
+    """Raises ValueError where a token budget makes no sense."""
+    if budget < 1:
+        raise ValueError(f"token_budget must be at least 1 token, not {budget}")
+    if not packed:
+        raise ValueError("token_budget is of packs: packed=false has none")
+    if args.top_entropy_quantile < 1.0:
+        raise ValueError(
+            f"token_budget computes a micro-batch in packs, but top_entropy_quantile={args.top_entropy_quantile} ranks "
+            "the tokens of whole micro-batches: leave out one of them"
         )

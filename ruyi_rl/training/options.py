@@ -48,6 +48,8 @@ class SFTOptions:
 
     exits: list[str] | None = None
     """Exits to train; None: all. Parameters that only other exits use are frozen."""
+    packed: bool = True
+    """Compute a batch without its padding. `false`: as it is padded, the reference."""
     loss_weights: LossWeightOptions = field(default_factory=LossWeightOptions)
     """λ per exit."""
     stage_two: StageTwoOptions = field(default_factory=StageTwoOptions)
@@ -75,6 +77,12 @@ class GRPOOptions:
     """How rewards become advantages."""
     exit_weights: dict[str, float] = field(default_factory=dict)
     """Exit -> weight of its loss; an exit that is not named weighs 1."""
+    packed: bool = True
+    """Compute log-probs and gradients in packs: each prompt once for all exits and samples, nothing padded. `false`:
+    in padded rows, the reference."""
+    token_budget: int | None = None
+    """Tokens of a pack at most: a micro-batch of more is computed in several packs, to the same gradients, with the
+    memory of one. None: a micro-batch (`grpo.trainer.per_device_train_batch_size` rows) is one pack."""
     rollout_only: bool = False
     """Only draw and score the completions that the training would be given, and write them to
     `<run_dir>/rollouts/rollouts.jsonl`; nothing is trained."""

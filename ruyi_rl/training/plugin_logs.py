@@ -14,7 +14,7 @@ TRAINERS_METRICS = frozenset(
     ]
 )
 TRAINERS_GROUPS = frozenset(
-    ["rewards", "completions", "rollout", "sampling", "clip_ratio", "tools", "vespo", "eval", "train", "logged"]
+    ["rewards", "completions", "rollout", "sampling", "clip_ratio", "tools", "vespo", "eval", "train", "logged", "time"]
 )
 """What stands before the first `/` of a metric of the trainer's, besides the names of exits."""
 TRAINERS_COLUMNS = frozenset(["step", "prompt", "completion", "advantage", "exit", "image", "images"])

@@ -117,3 +117,19 @@ def balanced_chunks(exit_ids: torch.Tensor, exits: int, chunks: int) -> list[tor
         raise ValueError(f"{[len(part) for part in rows]} rows per exit do not split into {chunks} equal micro-batches")
     parts = [part.split(len(part) // chunks) for part in rows]
     return [torch.cat([part[chunk] for part in parts]) for chunk in range(chunks)]
+
+
+def rows_of(inputs: dict, rows: torch.Tensor) -> dict:
+    """The inputs of some rows; what is not by row stays."""
+    count = len(inputs["exit_ids"])
+    return {
+        key: value[rows] if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == count else value
+        for key, value in inputs.items()
+    }
+
+
+def rows_and_tokens(mask: torch.Tensor, exit_ids: torch.Tensor, exits: int) -> torch.Tensor:
+    """(2, exits): completions, and their tokens."""
+    tokens = mask.sum(1).float()
+    counts = torch.stack([torch.ones_like(tokens), tokens])
+    return counts.new_zeros(2, exits).index_add_(1, exit_ids, counts)

@@ -16,6 +16,7 @@ from ruyi_rl.execution import StageContext
 from ruyi_rl.report.progress import TrainingProgress
 from ruyi_rl.run_folder import complete_checkpoints
 from ruyi_rl.training.callbacks import MetricsFile, NoLastCheckpoint, OnSave, StopOnSignal
+from ruyi_rl.training.phases import phase_metrics
 
 
 def train(
@@ -30,7 +31,7 @@ def train(
     """Trains from the newest whole checkpoint in the trainer's output folder and saves the family.
 
     Args:
-        trainer: built, not started.
+        trainer: a family's, built, not started.
         exits: names shown in the progress.
         metric: shown for each exit, from `<exit>/<metric>`.
         save_to: folder for the trained family and its tokenizer.
@@ -53,8 +54,11 @@ def train(
         with context.stop.gently():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             if not context.stop.requested or trainer.state.global_step >= trainer.state.max_steps:
-                trainer.save_model(str(save_to))
-                ranks.barrier()
+                with trainer.phases("save"):
+                    trainer.save_model(str(save_to))
+                    ranks.barrier()
+            if ranks.rank() == 0:
+                metrics.add_to_last(phase_metrics(trainer.phases.take()))
     finally:
         progress.close()
     release(trainer)

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import torch
 from trl import SFTTrainer
 
+from ruyi_rl.family.output import FamilyOutput
 from ruyi_rl.training.family_trainer import FamilyTrainer, train_only
+from ruyi_rl.training.packing import pack_sequences
+from ruyi_rl.training.rows import deepest_first
 from ruyi_rl.training.schedules import LossWeights
 
 
@@ -19,17 +22,26 @@ class FamilySFTTrainer(FamilyTrainer, SFTTrainer):
     Args:
         exits: names of the exits to train. Parameters that none of them runs through are frozen.
         loss_weights: λ per exit over the run; None: 1 each.
+        packed: whether a batch is computed without its padding, as one pack, or as it is padded. In a pack, rows that
+            hold several sequences (`packing`, `padding_free`) attend exactly whatever the attention implementation.
 
     Metrics: `<exit>/loss`, `<exit>/mean_token_accuracy` and `<exit>/loss_weight` besides TRL's own, which average the
     exits.
     """
 
     def __init__(
-        self, *args, exits: Sequence[str] | None = None, loss_weights: LossWeights | None = None, model, **kwargs
+        self,
+        *args,
+        exits: Sequence[str] | None = None,
+        loss_weights: LossWeights | None = None,
+        packed: bool = True,
+        model,
+        **kwargs,
     ):
         self.exits = train_only(model, exits)
         ones = dict.fromkeys(self.exits, 1.0)
         self.loss_weights = loss_weights or LossWeights(ones, ones)
+        self.packed = packed
         super().__init__(*args, model=model, **kwargs)
         if self.args.loss_type != "nll":
             raise ValueError(f"sft.trainer.loss_type: joint SFT has the nll loss, not {self.args.loss_type!r}")
@@ -42,8 +54,7 @@ class FamilySFTTrainer(FamilyTrainer, SFTTrainer):
         if return_outputs:
             raise ValueError("joint SFT holds no logits to return: leave compute_metrics unset")
         mode = "train" if self.model.training else "eval"
-        outputs = model(**{**inputs, "use_cache": False}, exits=self.exits, output="log_probs")
-        mask = inputs["labels"][:, 1:] != -100
+        outputs, mask = self._forward(model, inputs)
         # Tokens of every rank and of the whole accumulation window, so that neither changes the objective.
         tokens = mask.sum() if num_items_in_batch is None else num_items_in_batch
         tokens = torch.as_tensor(tokens, device=mask.device).clamp(min=1)
@@ -54,6 +65,27 @@ class FamilySFTTrainer(FamilyTrainer, SFTTrainer):
             loss = loss * self.accelerator.num_processes  # DDP and ZeRO average what is to be a sum over ranks
         self._log_exits(mode, outputs, mask, inputs, weights)
         return loss
+
+    def _forward(self, model, inputs) -> tuple[FamilyOutput, torch.Tensor]:
+        """Scores of every exit, whose sums count what a boolean mask, which is returned too, counts."""
+        if not self.packed:
+            outputs = model(**{**inputs, "use_cache": False}, exits=self.exits, output="log_probs")
+            return outputs, inputs["labels"][:, 1:] != -100
+        input_ids = inputs["input_ids"]
+        positions = inputs.get("position_ids")
+        if positions is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        tokens = inputs.get("attention_mask", torch.ones_like(input_ids))
+        deepest = deepest_first(self.exits, self.accelerator.unwrap_model(model).exits)
+        packed = pack_sequences(input_ids, tokens, inputs["labels"], positions, deepest)
+        outputs = model(
+            input_ids=packed.input_ids,
+            position_ids=packed.position_ids,
+            pack=packed.pack,
+            use_cache=False,
+            output="log_probs",
+        )
+        return outputs, torch.ones_like(packed.places[deepest[0]], dtype=torch.bool)
 
     @torch.no_grad()
     def _log_exits(self, mode, outputs, mask, inputs, weights) -> None:

@@ -115,6 +115,17 @@ def check_grpo(
                 f"{mode} weighs whole completions, but loss_type=vespo weighs tokens",
                 "token_truncate or token_mask, or grpo.trainer.vllm_importance_sampling_correction=false",
             )
+    if options.token_budget is not None:
+        require("grpo.token_budget", options.token_budget, options.token_budget > 0, "1 or more tokens, or null")
+        if not options.packed:
+            raise Refusal("grpo.token_budget", "is of packs, but grpo.packed=false", "grpo.packed=true, or null")
+        quantile = trainer.get("top_entropy_quantile", 1.0)
+        if quantile < 1.0:
+            raise Refusal(
+                "grpo.token_budget",
+                f"splits micro-batches, but top_entropy_quantile={quantile} ranks the tokens of whole ones",
+                "null, or grpo.trainer.top_entropy_quantile=1.0",
+            )
     if options.rollout_only and options.replay is not None:
         raise Refusal("grpo.replay", "stands beside grpo.rollout_only=true", "one of the two")
     if options.replay is not None and not Path(options.replay).is_file():

@@ -45,6 +45,13 @@ def test_grpo_without_an_evaluation_shows_the_rewards():
     assert "│ 1.7B │ – → 0.500 │" in text and "pass rate" not in text
 
 
+def test_the_training_s_time_is_told_by_phase():
+    shares = {"save": 0.004, "update": 0.3, "rollout": 0.61, "other": 0.086}
+    phases = {name: {"seconds": 100 * share, "share": share} for name, share in shares.items()}
+    assert "time in training: rollout 61 %, update 30 %, other 9 %" in shown({**GRPO, "phases": phases})
+    assert "time in" not in shown({**GRPO, "phases": {}}) and "time in" not in shown(GRPO)
+
+
 def test_failed_rewards_are_said():
     assert "12 completions could not be scored" in shown({**GRPO, "reward_failures": 12})
 

@@ -23,6 +23,7 @@ from ruyi_rl.rewards.options import RewardFunctionOptions, RewardOptions
 from ruyi_rl.run_folder import StageFolder
 from ruyi_rl.training.callbacks import StopOnSignal, read_metrics
 from ruyi_rl.training.options import EvaluationOptions, GRPOOptions, SFTOptions
+from tests.forked_ranks import run_ranks
 
 EXITS = {"small": 0, "large": 2}
 SHAPE = {
@@ -182,6 +183,15 @@ def test_grpo_runs_from_nothing_to_its_table_and_then_at_once(config, capsys):
         names = {file.name for file in (run / stage).iterdir()}
         assert {"model.safetensors", "tokenizer.json", "config.yaml", "manifest.json", "curves.png"} <= names
     assert not equal(weights(found, "sft"), weights(found, "grpo"))
+    phases = summary["phases"]
+    assert phases.keys() == {"rollout", "reward", "update", "sync", "save", "other"}
+    assert sft["phases"].keys() == {"update", "save", "other"}
+    assert sum(phase["share"] for phase in phases.values()) == pytest.approx(1)
+    seconds = sum(phase["seconds"] for phase in phases.values())
+    assert sum(row["step_time"] for row in rows) < seconds < summary["seconds"]
+    rollouts = sum(row["rollout/seconds"] + row["rollout/sync_seconds"] for row in rows)
+    assert phases["rollout"]["seconds"] + phases["sync"]["seconds"] == pytest.approx(rollouts, rel=0.05, abs=0.02)
+    assert "time in training: " in shown
 
     start = time.monotonic()
     run_stages(found, ["stage=grpo"])
@@ -289,12 +299,14 @@ def test_a_16_bit_family_is_trained_in_float32_and_saved_in_16_bits(config):
 @pytest.mark.slow
 def test_pretrain_counts_every_token_of_plain_text(config, base):
     texts = DataOptions(path=str(base / "texts.jsonl"), holdout=4, test=None, fields={"text": "text"})
-    block = SFTOptions(trainer={**SFT, "max_length": 64, "num_train_epochs": 1, "max_steps": -1})
+    trainer = {**SFT, "max_length": 64, "num_train_epochs": 1, "max_steps": -1, "save_strategy": "no"}
+    block = SFTOptions(trainer=trainer)
     run_stages(config("pretrain", data=texts, pretrain=block), [])
     summary = StageFolder(Path(config("pretrain").run_dir) / "pretrain").summary()
     # 76 documents of 184 bytes and their end tokens, cut into whole sequences of 64.
     assert summary["tokens"] == pytest.approx(76 * 185, abs=64)
     assert summary["exits"]["large"]["loss_last"] < summary["exits"]["large"]["loss_first"]
+    assert summary["phases"]["save"]["seconds"] > 0  # of the trained family, written after the last log
 
 
 @pytest.mark.slow
@@ -347,14 +359,25 @@ def torchrun(config, ranks):
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["off", "auto", "zero3"])
-def test_two_ranks_share_one_run(config, mode, tmp_path):
-    found = config("grpo")
-    found.deepspeed.mode = mode
-    process = torchrun(found, 2)
+def launched(config, ranks) -> str:
+    """A whole run by torchrun; what it shows."""
+    process = torchrun(config, ranks)
     shown, _ = process.communicate(timeout=400)
     assert process.returncode == 0, shown
+    return shown
+
+
+def forked(config, ranks) -> str:
+    """The same for less time, without the launcher and without GPUs."""
+    return run_ranks("ruyi_rl.pipeline:run_stages", config, [], ranks=ranks, log=Path(config.run_dir).parent / "log")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "start"), [("off", forked), ("auto", launched), ("zero3", forked)])
+def test_two_ranks_share_one_run(config, mode, start):
+    found = config("grpo")
+    found.deepspeed.mode = mode
+    shown = start(found, 2)
     assert "16 a rank × 2 ranks × 1 micro-batches" in shown
     assert shown.count("held-out pass rate after grpo:") == 1
     summary = StageFolder(Path(found.run_dir) / "grpo").summary()

@@ -70,7 +70,7 @@ def for_family(batch: dict, exits: int) -> dict:
     rows = len(batch["prompt_ids"])
     exit_ids = torch.arange(exits).repeat_interleave(rows // exits)
     tokens = torch.zeros(exits).index_add_(0, exit_ids, batch["completion_mask"].sum(1).float())
-    return {**batch, "exit_ids": exit_ids, "exit_tokens": tokens}
+    return {**batch, "exit_ids": exit_ids, "exit_tokens": tokens, "prompt_numbers": torch.arange(rows)}
 
 
 def gradients(model) -> dict[str, torch.Tensor]:

@@ -32,6 +32,8 @@ SOURCES = [
     # With a scorer: what a reward function gets and may log, and how completions are decoded before it does.
     (GRPOTrainer, "_calculate_rewards", "736ae29b083840b5"),
     (GRPOTrainer, "_generate", "2a27fdf8f5e6f356"),
+    # That args.beta alone decides whether a reference is loaded, and how it is prepared.
+    (GRPOTrainer, "__init__", "18f01b7a46c9544b"),
 ]
 
 
