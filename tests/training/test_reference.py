@@ -21,7 +21,7 @@ from ruyi_rl.training.deepspeed import deepspeed_config
 from ruyi_rl.training.family_trainer import train_only
 from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
 from ruyi_rl.training.options import DeepSpeedOptions
-from ruyi_rl.training.reference import can_share, prepared, reference_of, shared_reference
+from ruyi_rl.training.reference import can_share, reference_of, shared_reference
 from ruyi_rl.training.session import enter_deepspeed, release
 
 PROMPTS = Dataset.from_list([{"prompt": "1+" * (i % 3) + f"{i}="} for i in range(8)])
@@ -171,16 +171,6 @@ def test_zero3_keeps_a_reference_of_its_own(tmp_path, stage, shared):
     assert can_share(args) == shared
 
 
-class SharingTrainer(FamilyGRPOTrainer):
-    def __init__(self, model, reward_funcs, args, train_dataset, *, exits=None, **kwargs):
-        train_only(model, exits)
-        with shared_reference(model, args) as reference:
-            super().__init__(model, reward_funcs, args, train_dataset, exits=exits, **kwargs)
-        if reference is not None:
-            self.beta = args.beta
-            self.ref_model = prepared(reference, self.accelerator, self.is_deepspeed_enabled)
-
-
 def share_of_digits(completions, **kwargs):
     return [sum(letter < "P" for letter in text) / max(len(text), 1) for text in completions]
 
@@ -211,7 +201,7 @@ def test_a_run_equals_the_run_with_trls_own_reference(make_family, tokenizer, tm
     theirs.train()
 
     monkeypatch.setattr("trl.trainer.grpo_trainer.create_model_from_path", None)  # no second model is loaded
-    ours = built(SharingTrainer, make_family(), tokenizer, config(tmp_path / "ours", **changes))
+    ours = built(FamilyGRPOTrainer, make_family(), tokenizer, config(tmp_path / "ours", **changes))
     ours.train()
     assert losses(ours) == pytest.approx(losses(theirs), abs=1e-6)
     assert losses(ours)[-4] > 1e-3  # the policy has left the reference
@@ -223,9 +213,9 @@ def test_a_run_equals_the_run_with_trls_own_reference(make_family, tokenizer, tm
 
 def test_a_resumed_run_has_the_start_as_its_reference(make_family, tokenizer, tmp_path):
     args = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
-    whole = built(SharingTrainer, make_family(), tokenizer, config(tmp_path, **args))
+    whole = built(FamilyGRPOTrainer, make_family(), tokenizer, config(tmp_path, **args))
     whole.train()
-    resumed = built(SharingTrainer, make_family(), tokenizer, config(tmp_path, **args))
+    resumed = built(FamilyGRPOTrainer, make_family(), tokenizer, config(tmp_path, **args))
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert losses(resumed) == pytest.approx(losses(whole), abs=1e-6)
     start = make_family().state_dict()
@@ -256,7 +246,7 @@ def zero_2_runs(folder: Path) -> None:
     deepspeed = deepspeed_config(DeepSpeedOptions(mode="zero2"), 2)
     enter_deepspeed(deepspeed)
     runs = []
-    for whose, kind in ((reference_loaded_by_trl, FamilyGRPOTrainer), (nullcontext, SharingTrainer)):
+    for whose, kind in ((reference_loaded_by_trl, FamilyGRPOTrainer), (nullcontext, FamilyGRPOTrainer)):
         args = config(folder / whose.__name__, deepspeed=deepspeed, bf16=True, gradient_checkpointing=True)
         with whose():
             trainer = built(kind, Family.from_pretrained(folder / "family"), byte_tokenizer(), args)
