@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 WASTE = 0.2
 """Share of a batch row that may be padding before its segment is moved to a batch of shorter ones."""
@@ -44,10 +45,12 @@ class Batch:
             taken = tokens.flatten(1).index_select(0, self.index.flatten())
         return taken.reshape(*self.index.shape, *tokens.shape[1:]).transpose(1, 2)
 
-    def take_gradient(self, tokens: torch.Tensor) -> torch.Tensor:
-        """As `take`, with zeros in the padding."""
+    def take_filled(self, tokens: torch.Tensor, filling: float) -> torch.Tensor:
+        """As `take`, with `filling` in the padding."""
         taken = self.take(tokens)
-        return taken if self.padding is None else taken.masked_fill_(self.padding[:, None, :, None], 0)
+        if self.padding is None:
+            return taken
+        return taken.masked_fill_(self.padding.view(len(taken), 1, -1, *[1] * (tokens.ndim - 2)), filling)
 
 
 @dataclass(frozen=True)
@@ -88,22 +91,22 @@ def attention_plan(lengths: Sequence[int], prompts: Sequence[int], device: torch
         prompts: for each segment the number of the segment that it also attends to; -1: none.
         device: where the indices go.
     """
-    starts = list(accumulate(lengths, initial=0))
-    places = [list(range(start, stop)) for start, stop in pairwise(starts)]
-    causal = _rows([[places[segment] for segment in batch] for batch in like(lengths)], starts[-1], device, BLOCK)
-    followers: dict[int, list[int]] = {}
+    places = torch.arange(sum(lengths)).split(list(lengths))
+    causal = _rows([[places[segment] for segment in batch] for batch in like(lengths)], sum(lengths), device, BLOCK)
+    followers: dict[int, list[torch.Tensor]] = {}
     for segment, prompt in enumerate(prompts):
         if prompt >= 0:
-            followers.setdefault(prompt, []).extend(places[segment])
+            followers.setdefault(prompt, []).append(places[segment])
     if not followers:
         return AttentionPlan(causal, None, None)
+    asking = {prompt: torch.cat(segments) for prompt, segments in followers.items()}
     queries, keys = [], []
     for length in sorted({lengths[prompt] for prompt in followers}):
         same = [prompt for prompt in followers if lengths[prompt] == length]
-        for batch in like([len(followers[prompt]) for prompt in same]):
-            queries.append([followers[same[row]] for row in batch])
+        for batch in like([len(asking[prompt]) for prompt in same]):
+            queries.append([asking[same[row]] for row in batch])
             keys.append([places[same[row]] for row in batch])
-    return AttentionPlan(causal, _rows(queries, starts[-1], device), _rows(keys, starts[-1], device))
+    return AttentionPlan(causal, _rows(queries, sum(lengths), device), _rows(keys, sum(lengths), device))
 
 
 def like(lengths: Sequence[int]) -> list[list[int]]:
@@ -116,19 +119,17 @@ def like(lengths: Sequence[int]) -> list[list[int]]:
     return found
 
 
-def _rows(batches: Sequence[Sequence[Sequence[int]]], tokens: int, device, block: int = 1) -> Rows:
+def _rows(batches: Sequence[Sequence[torch.Tensor]], tokens: int, device, block: int = 1) -> Rows:
     back, made, end = torch.zeros(tokens, dtype=torch.int64), [], 1
     for rows in batches:
-        longest = max(map(len, rows))
-        if longest > block:
-            longest = -(-longest // block) * block
-        index = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
-        padding = torch.arange(longest) >= torch.tensor([len(row) for row in rows])[:, None]
+        index = pad_sequence(list(rows), batch_first=True)
+        if index.shape[1] > block:
+            index = pad(index, (0, -index.shape[1] % block))
+        padding = torch.arange(index.shape[1]) >= torch.tensor([len(row) for row in rows])[:, None]
         places = end + torch.arange(index.numel()).view_as(index)
         back[index[~padding]] = places[~padding]
         end += index.numel()
-        first = rows[0][0]
-        whole = not padding.any()
+        whole, first = not padding.any(), int(index[0, 0])
         in_order = whole and torch.equal(index.flatten(), torch.arange(first, first + index.numel()))
         made.append(Batch(index.to(device), None if whole else padding.to(device), first if in_order else None))
     return Rows(tuple(made), back.to(device))
@@ -181,12 +182,13 @@ def _gradients(queries: Rows, keys: Rows, gradient, query, key, value, out, lse,
     """What the rows contribute to the gradients of query, key and value."""
     found = [
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            asking.take_gradient(gradient),
+            asking.take_filled(gradient, 0),
             asking.take(query),
             asked.take(key),
             asked.take(value),
             asking.take(out),
-            asking.take(lse),
+            # Token 0 stands in the padding; with its own sums, large scores there would be inf · 0.
+            asking.take_filled(lse, torch.inf),
             0.0,
             is_causal,
             scale=scale,

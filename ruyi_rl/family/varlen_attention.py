@@ -39,16 +39,13 @@ def varlen_plan(lengths: Sequence[int], prompts: Sequence[int], device: torch.de
         prompts: for each segment the number of the segment that it also attends to; -1: none.
         device: where the indices go.
     """
-    starts = list(accumulate(lengths, initial=0))
-    keys = [
-        [*(range(starts[prompt], starts[prompt + 1]) if prompt >= 0 else ()), *range(starts[i], starts[i + 1])]
-        for i, prompt in enumerate(prompts)
-    ]
-    key_lengths = [len(row) for row in keys]
+    places = torch.arange(sum(lengths)).split(list(lengths))
+    keys = [part for own, prompt in zip(places, prompts) for part in ((places[prompt], own) if prompt >= 0 else (own,))]
+    key_lengths = [length + (lengths[prompt] if prompt >= 0 else 0) for length, prompt in zip(lengths, prompts)]
     return VarlenPlan(
-        torch.tensor(starts, dtype=torch.int32, device=device),
+        torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32, device=device),
         torch.tensor(list(accumulate(key_lengths, initial=0)), dtype=torch.int32, device=device),
-        torch.tensor([place for row in keys for place in row], device=device),
+        torch.cat(keys).to(device),
         max(lengths),
         max(key_lengths),
     )

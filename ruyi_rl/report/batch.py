@@ -113,7 +113,9 @@ def plan_table(plan: StepPlan) -> Table:
     table.add_row("tokens a step, at most", f"{plan.tokens_per_step:,}", f"{plan.longest_row:,} tokens a row")
     table.add_row("micro-batches", f"{plan.micro_batches}", f"a step, of {plan.micro_batch} rows on each rank")
     if plan.packed and plan.generation_batch is not None:
-        prompts = max(1, plan.micro_batch // (plan.exits * plan.generations))
+        rows, samples = plan.micro_batch // plan.exits, plan.generations
+        # A micro-batch that is no whole prompts begins and ends inside one.
+        prompts = max((n * rows + rows - 1) // samples - n * rows // samples + 1 for n in range(samples))
         most = prompts * plan.prompts.longest + plan.micro_batch * (plan.longest_row - plan.prompts.longest)
         budget = "no budget" if plan.token_budget is None else f"budget {plan.token_budget:,} tokens a pack"
         table.add_row("tokens a micro-batch, packed", f"{most:,}", f"at most, each prompt once; {budget}")

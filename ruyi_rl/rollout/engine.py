@@ -55,7 +55,7 @@ class Engine:
         # Without a compiled model only small functions of the sampler would be compiled: 20 seconds for nothing.
         self.eager = bool(arguments.get("enforce_eager")) and not torch.cuda.is_available()
         self.threads: int | None = None
-        with undisturbed(self.eager), in_process(), warnings.catch_warnings():
+        with undisturbed(self.eager), in_process(), nothing_frozen(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
             try:
                 self.llm: LLM = LLM(**arguments)
@@ -72,7 +72,6 @@ class Engine:
             self.threads = torch.get_num_threads()
         # At the end of its life an engine would destroy the default process group, which is the trainer's.
         self.llm.llm_engine.engine_core._finalizer.detach()
-        gc.unfreeze()  # vLLM freezes all objects of this process, the trainer's too, which then are never collected
         self.living.add(self)
 
     @property
@@ -129,7 +128,8 @@ class Engine:
             LAYERWISE_INFO.pop(module, None)  # once reloaded, an entry holds its module, and would for ever
         core = self.llm.llm_engine.engine_core.engine_core
         core.structured_output_manager.clear_backend()
-        core.model_executor.shutdown()
+        with nothing_frozen():
+            core.model_executor.shutdown()
         core.scheduler.shutdown()
         del self.llm
         self.living.discard(self)
@@ -174,6 +174,21 @@ def in_process() -> Iterator[None]:
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
+
+
+@contextmanager
+def nothing_frozen() -> Iterator[None]:
+    """What the garbage collector leaves out stays as it is.
+
+    A new engine would freeze all objects of this process, the trainer's too, which then were never collected; one that
+    ends would unfreeze also what the process has frozen for itself.
+    """
+    freeze, unfreeze = gc.freeze, gc.unfreeze
+    gc.freeze = gc.unfreeze = lambda: None
+    try:
+        yield
+    finally:
+        gc.freeze, gc.unfreeze = freeze, unfreeze
 
 
 @contextmanager

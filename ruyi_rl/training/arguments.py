@@ -64,3 +64,26 @@ def trainer_arguments(
     if arguments.world_size != ranks.world_size():
         raise RuntimeError(f"the trainer sees {arguments.world_size} ranks, the launcher started {ranks.world_size()}")
     return arguments
+
+
+def check_correction(args) -> None:
+    """Raises ValueError where the importance correction for an engine's log-probs does not go with the loss."""
+    mode = args.vllm_importance_sampling_mode
+    if args.loss_type == "vespo" and args.vllm_importance_sampling_correction and mode.startswith("sequence"):
+        raise ValueError(
+            f"loss_type='vespo' weighs tokens: vllm_importance_sampling_mode must be token_truncate or token_mask, "
+            f"not {mode}, or vllm_importance_sampling_correction=false"
+        )
+
+
+def check_token_budget(budget: int, packed: bool, args) -> None:
+    """Raises ValueError where a token budget makes no sense."""
+    if budget < 1:
+        raise ValueError(f"token_budget must be at least 1 token, not {budget}")
+    if not packed:
+        raise ValueError("token_budget is of packs: packed=false has none")
+    if args.top_entropy_quantile < 1.0:
+        raise ValueError(
+            f"token_budget computes a micro-batch in packs, but top_entropy_quantile={args.top_entropy_quantile} ranks "
+            "the tokens of whole micro-batches: leave out one of them"
+        )

@@ -25,11 +25,12 @@ from ruyi_rl.rollout.transformers import TransformersRollout, end_token_ids
 from ruyi_rl.rollout.worker import Completion, Request, Rollout, Sampling, request_seeds
 from ruyi_rl.training.accumulation import accumulating, backward
 from ruyi_rl.training.advantages import group_advantages, normalized_advantages
+from ruyi_rl.training.arguments import check_correction, check_token_budget
 from ruyi_rl.training.batches import plan_batches
 from ruyi_rl.training.exit_metrics import failure_metrics
 from ruyi_rl.training.family_trainer import FamilyTrainer, train_only
 from ruyi_rl.training.grpo_logs import GRPOLogs
-from ruyi_rl.training.partial_loss import joined_metrics, loss_share, mean_entropy
+from ruyi_rl.training.partial_loss import loss_share, mean_entropy, unreported
 from ruyi_rl.training.phases import in_phase
 from ruyi_rl.training.plugin_logs import column_name, metric_name
 from ruyi_rl.training.policy_pass import CompletionRows, RowStatistics, packed_pass, padded_pass
@@ -364,10 +365,8 @@ class FamilyGRPOTrainer(GRPOLogs, FamilyTrainer, GRPOTrainer):
         parts = self._parts(rows, max(len(input_ids) // (batch_size or len(input_ids)), 1))
         with self.phases(self.scoring_phase(model)):
             scored = [self._pass(model, rows.select(part)) for part in parts]
-        back = torch.cat(parts).argsort()
-        log_probs = torch.cat([part.log_probs for part in scored])[back]
-        entropies = torch.cat([part.entropies for part in scored])[back]
-        return log_probs, entropies if compute_entropy else None, None
+        found = RowStatistics.joined(scored, parts)
+        return found.log_probs, found.entropies if compute_entropy else None, None
 
     def _pass(self, model, rows: CompletionRows) -> RowStatistics:
         run = packed_pass if self.packed else padded_pass
@@ -400,61 +399,73 @@ class FamilyGRPOTrainer(GRPOLogs, FamilyTrainer, GRPOTrainer):
             inputs["exit_ids"],
         )
         parts = self._parts(rows, 1)
+        if len(parts) == 1:
+            losses, metrics = self._exit_losses(model, inputs, self._pass(model, rows.select(parts[0])), parts[0])
+        else:
+            losses, metrics = self._losses_in_parts(model, inputs, rows, parts)
+        mode = "train" if self.model.training else "eval"
+        # TRL has divided by the micro-batches of an update; the metric is the mean over them and over ranks.
+        scale = self.current_gradient_accumulation_steps if mode == "train" else 1
+        means = self.accelerator.reduce(losses.detach() * scale, "mean").tolist()
+        for name, values, mean in zip(self.exits, metrics, means, strict=True):
+            for key, value in values.items():
+                self._metrics[mode][f"{name}/{key}"].append(value)
+                self._metrics[mode][key].append(value)
+            self._metrics[mode][f"{name}/loss"].append(mean)
+        return losses @ self._loss_weights(losses)
+
+    def _losses_in_parts(self, model, inputs, rows: CompletionRows, parts) -> tuple[torch.Tensor, list[dict]]:
+        """What `_exit_losses` gives of the whole micro-batch, with the graph of the last part only: the others have
+        had their backward, since one part's graph is what the token budget has memory for."""
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
-        whole = rows_and_tokens(mask, inputs["exit_ids"], len(self.exits))
-        losses, found = 0.0, []
+        whole = rows_and_tokens(mask, inputs["exit_ids"], len(self.exits)).clamp(min=1)
+        scores, losses = [], 0.0
         for number, chosen in enumerate(parts):
             early = number < len(parts) - 1 and torch.is_grad_enabled()
             with accumulating(self.accelerator, model) if early else nullcontext():
                 scored = self._pass(model, rows.select(chosen))
-                part = rows_of(inputs, chosen)
-                share = rows_and_tokens(mask[chosen], part["exit_ids"], len(self.exits)) / whole.clamp(min=1)
-                loss, metrics = self._exit_losses(model, part, scored, share.tolist())
+                shares = rows_and_tokens(mask[chosen], inputs["exit_ids"][chosen], len(self.exits)) / whole
+                with unreported(self):
+                    loss, _ = self._exit_losses(model, inputs, scored, chosen, shares.tolist())
                 if early:
-                    # Its graph goes before the next pack's is built: the budget is what bounds the memory.
                     backward(self.accelerator, loss @ self._loss_weights(loss))
-                    loss = loss.detach()
-            losses, found = losses + loss, [*found, metrics]
-        mode = "train" if self.model.training else "eval"
-        tokens = torch.stack(
-            [rows_and_tokens(mask[rows_], inputs["exit_ids"][rows_], len(self.exits))[1] for rows_ in parts]
-        )
-        weights = self.accelerator.reduce(tokens, "sum").tolist() if len(parts) > 1 else tokens.tolist()
-        # TRL has divided by the micro-batches of an update; the metric is the mean over them and over ranks.
-        scale = self.current_gradient_accumulation_steps if mode == "train" else 1
-        means = self.accelerator.reduce(losses.detach() * scale, "mean").tolist()
-        for exit, name in enumerate(self.exits):
-            joined = joined_metrics([part[exit] for part in found], [part[exit] for part in weights])
-            for key, value in joined.items():
-                self._metrics[mode][f"{name}/{key}"].append(value)
-                self._metrics[mode][key].append(value)
-            self._metrics[mode][f"{name}/loss"].append(means[exit])
-        return losses @ self._loss_weights(losses)
+            losses = losses + (loss.detach() if early else loss)
+            scores.append(RowStatistics(scored.log_probs.detach(), scored.entropies.detach()))
+        with torch.no_grad():
+            everything = RowStatistics.joined(scores, parts)
+            _, metrics = self._exit_losses(model, inputs, everything, torch.arange(len(mask), device=mask.device))
+        return losses, metrics
 
     def _loss_weights(self, like: torch.Tensor) -> torch.Tensor:
         """(exits,): w_e / Σ w."""
         weights = torch.tensor([self.exit_weights[name] for name in self.exits], dtype=like.dtype, device=like.device)
         return weights / weights.sum()
 
-    def _exit_losses(self, model, inputs, scored: RowStatistics, shares) -> tuple[torch.Tensor, list[dict[str, float]]]:
-        """(exits,): the part's contribution to each exit's loss; and TRL's metrics of it, one mapping an exit.
+    def _exit_losses(
+        self, model, inputs, scored: RowStatistics, chosen: torch.Tensor, shares=None
+    ) -> tuple[torch.Tensor, list[dict[str, float]]]:
+        """(exits,): the contribution of some rows to each exit's loss; and TRL's metrics of them, one mapping an exit.
 
         Args:
-            shares: of the micro-batch's rows, and of its tokens, that the part has; for each exit.
+            scored: of the chosen rows.
+            chosen: indices of rows of `inputs`.
+            shares: of the micro-batch's rows, and of its tokens, that are chosen; for each exit. None: all of them.
         """
         mode = "train" if self.model.training else "eval"
         outer, losses, metrics = self._metrics, [], []
         for exit in range(len(self.exits)):
-            rows = torch.nonzero(inputs["exit_ids"] == exit).flatten()
-            part = rows_of(inputs, rows)
+            own = torch.nonzero(inputs["exit_ids"][chosen] == exit).flatten()
+            part = rows_of(inputs, chosen[own])
             part["num_items_in_batch"] = inputs["exit_tokens"][exit]
-            self._forwarded = scored.log_probs[rows], scored.entropies[rows], None
+            self._forwarded = scored.log_probs[own], scored.entropies[own], None
             self._metrics = {mode: defaultdict(list)}
-            share = loss_share(self.loss_type, shares[0][exit], shares[1][exit])
-            bonus = self._entropy_bonus(part, self._forwarded[1], mode)
+            bonus = 0.0 if shares is None else self._entropy_bonus(part, self._forwarded[1], mode)
             loss = super()._compute_loss(model, part)
-            # TRL's bonus is a mean over tokens whatever the loss type is a mean over.
-            losses.append(share * loss + (share - shares[1][exit]) * bonus)
+            if shares is not None:
+                share = loss_share(self.loss_type, shares[0][exit], shares[1][exit])
+                # TRL's bonus is a mean over tokens whatever the loss type is a mean over.
+                loss = share * loss + (share - shares[1][exit]) * bonus
+            losses.append(loss)
             metrics.append({key: values[-1] for key, values in self._metrics[mode].items()})
             self._forwarded = None
         self._metrics = outer
@@ -468,26 +479,3 @@ class FamilyGRPOTrainer(GRPOLogs, FamilyTrainer, GRPOTrainer):
         steps = self.current_gradient_accumulation_steps if mode == "train" else 1.0
         mask = part["completion_mask"] * part.get("tool_mask", 1)
         return (self.entropy_coef if used else 0.0) * mean_entropy(entropies, mask) / steps
-
-
-def check_correction(args) -> None:
-    """Raises ValueError where the importance correction for an engine's log-probs does not go with the loss."""
-    mode = args.vllm_importance_sampling_mode
-    if args.loss_type == "vespo" and args.vllm_importance_sampling_correction and mode.startswith("sequence"):
-        raise ValueError(
-            f"loss_type='vespo' weighs tokens: vllm_importance_sampling_mode must be token_truncate or token_mask, "
-            f"not {mode}, or vllm_importance_sampling_correction=false"
-        )
-
-
-def check_token_budget(budget: int, packed: bool, args) -> None:
-    """Raises ValueError where a token budget makes no sense."""
-    if budget < 1:
-        raise ValueError(f"token_budget must be at least 1 token, not {budget}")
-    if not packed:
-        raise ValueError("token_budget is of packs: packed=false has none")
-    if args.top_entropy_quantile < 1.0:
-        raise ValueError(
-            f"token_budget computes a micro-batch in packs, but top_entropy_quantile={args.top_entropy_quantile} ranks "
-            "the tokens of whole micro-batches: leave out one of them"
-        )

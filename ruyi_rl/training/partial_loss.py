@@ -6,9 +6,12 @@ to the whole micro-batch's denominators, so that the sum over packs is the loss 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from accelerate import Accelerator
+from trl import GRPOTrainer
 
 MEAN_OVER_ROWS = ("grpo", "sapo", "dr_grpo", "luspo")
 """Loss types that average over the completions of a micro-batch."""
@@ -29,29 +32,35 @@ def loss_share(loss_type: str, rows: float, tokens: float) -> float:
     return tokens if loss_type in MEAN_OVER_TOKENS else 1.0
 
 
-def joined_metrics(parts: Sequence[Mapping[str, float]], weights: Sequence[float]) -> dict[str, float]:
-    """A micro-batch's metrics from its parts': the least of a minimum, the largest of a maximum, else the mean.
-
-    Args:
-        parts: name -> value, one mapping a part, with the same names.
-        weights: of the parts, their tokens.
-    """
-    total = sum(weights)
-    if len(parts) == 1 or not total:
-        return dict(parts[0])
-    joined = {}
-    for name in parts[0]:
-        values = [part[name] for part in parts]
-        if name.endswith("min"):
-            joined[name] = min(values)
-        elif name.endswith("max"):
-            joined[name] = max(values)
-        else:
-            # A part without tokens may report NaN; it weighs nothing.
-            joined[name] = sum(weight * value for weight, value in zip(weights, values) if weight) / total
-    return joined
-
-
 def mean_entropy(entropies: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """() mean of (rows, length) entropies where `mask` is 1; 0 without any."""
     return (entropies * mask).sum() / mask.sum().clamp(min=1.0)
+
+
+class Alone:
+    """An accelerator for which there are no other ranks: packs of equal tokens hold different rows on each."""
+
+    def __init__(self, accelerator: Accelerator):
+        self._accelerator = accelerator
+
+    def __getattr__(self, name: str):
+        return getattr(self._accelerator, name)
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def reduce(self, tensor: torch.Tensor, reduction: str = "sum") -> torch.Tensor:
+        return tensor
+
+
+@contextmanager
+def unreported(trainer: GRPOTrainer) -> Iterator[None]:
+    """TRL's loss, computed in here, asks no other rank and leaves no metric and no state of the entropy's control."""
+    names = ("accelerator", "_entropy_window_stats", "entropy_coef", "_last_world_entropy")
+    kept = {name: getattr(trainer, name) for name in names}
+    trainer.accelerator = Alone(trainer.accelerator)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(trainer, name, value)

@@ -55,6 +55,13 @@ class RowStatistics:
     log_probs: torch.Tensor
     entropies: torch.Tensor
 
+    @classmethod
+    def joined(cls, statistics: Sequence[RowStatistics], parts: Sequence[torch.Tensor]) -> RowStatistics:
+        """Those of all rows, in their order, from those of parts: tensors of row indices, every row in one."""
+        back = torch.cat(list(parts)).argsort()
+        columns = ([part.log_probs for part in statistics], [part.entropies for part in statistics])
+        return cls(*(torch.cat(column)[back] for column in columns))
+
 
 def packed_pass(model, rows: CompletionRows, exits: Sequence[str], temperature: float) -> RowStatistics:
     """One forward of one pack: each prompt once, nothing padded.

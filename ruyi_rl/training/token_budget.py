@@ -79,15 +79,18 @@ def blocks_of(
 def packs_needed(blocks: Sequence[Block], budget: int | None) -> int:
     """Fewest packs, as `balanced_packs` makes them, of at most `budget` tokens each; 1 without a budget.
 
-    A block of one row an exit is never split, so that a pack is larger where such a block is.
+    A block of one row an exit is never split: where it is larger than the budget, it is a pack of its own.
     """
     if budget is None:
         return 1
     pieces = _pieces(blocks, 1, budget)
-    count = max(1, -(-sum(block.tokens for block in pieces) // budget))
-    while count < len(pieces) and max(sum(block.tokens for block in pack) for pack in _spread(pieces, count)) > budget:
+    alone = [block.tokens for block in pieces if block.tokens > budget]
+    count = max(1, len(alone) - (sum(alone) - sum(block.tokens for block in pieces)) // budget)
+    while count < len(pieces) and any(
+        len(pack) > 1 and sum(block.tokens for block in pack) > budget for pack in _spread(pieces, count)
+    ):
         count += 1
-    return min(count, len(pieces))
+    return count
 
 
 def balanced_packs(blocks: Sequence[Block], count: int, budget: int | None = None) -> list[list[int]]:
