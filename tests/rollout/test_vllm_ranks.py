@@ -1,16 +1,13 @@
 """Two gloo ranks, a family sharded by ZeRO-3, engines of their own and one that both share."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from transformers import Qwen3Config
 
 from ruyi_rl.family import Family
 from ruyi_rl.rollout.vllm_version import import_problem, vllm_problem
+from tests.forked_ranks import run_ranks
 
 
 @pytest.mark.slow
@@ -30,21 +27,7 @@ def test_engines_of_two_ranks_agree_with_the_sharded_family(tmp_path):
     )
     Family.from_scratch(backbone, {"small": 0, "large": 2}).save_pretrained(tmp_path / "family")
     compiled = tmp_path / "compiled"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, str(Path(__file__).parent / "vllm_ranks.py"), str(tmp_path)],
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "TORCHINDUCTOR_CACHE_DIR": str(compiled),
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks("vllm_ranks:main", tmp_path, log=tmp_path / "log", environment={"TORCHINDUCTOR_CACHE_DIR": str(compiled)})
     answers = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     for rank, cases in enumerate(answers):
         assert len(cases) == 4

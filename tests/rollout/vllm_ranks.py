@@ -1,11 +1,10 @@
-"""One rank of a run that test_vllm_ranks.py starts: `vllm_ranks.py folder`.
+"""One rank of a run that test_vllm_ranks.py starts.
 
 A family that ZeRO-3 shards takes an optimiser step between two syncs; the ranks' engines are first their own, and then
 one engine is shared by both ranks. Each rank writes what its engines answered and what the family says of it.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import deepspeed
@@ -80,7 +79,3 @@ def main(folder: Path) -> None:
             rollout.close()
         (folder / f"rank{ranks.rank()}.json").write_text(json.dumps(answers))
         ranks.barrier()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

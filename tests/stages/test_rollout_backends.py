@@ -22,8 +22,9 @@ from tests.stages.test_smoke_pipeline import (  # noqa: F401 - base is a fixture
     base,
     config,
     equal,
+    forked,
     interrupt_at,
-    torchrun,
+    launched,
     weights,
 )
 
@@ -133,13 +134,11 @@ def test_limits_and_memory_that_do_not_suffice_are_refused_before_the_training(o
     assert not (Path(small.run_dir) / "grpo").exists()
 
 
-@pytest.mark.parametrize("mode", ["zero2", "zero3"])
-def test_two_ranks_have_engines_of_their_own(on, mode):
+@pytest.mark.parametrize(("mode", "start"), [("zero2", forked), ("zero3", launched)])
+def test_two_ranks_have_engines_of_their_own(on, mode, start):
     run = on("vllm", mode)
     run.deepspeed.mode = mode
-    process = torchrun(run, 2)
-    shown, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, shown
+    start(run, 2)
     for name in EXITS:
         found = summary(run)["rollout"]["exits"][name]
         assert found["logp_difference_max"] <= 1e-4 and found["logp_difference_mean"] <= 1e-5

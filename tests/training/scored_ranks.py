@@ -1,11 +1,10 @@
-"""One rank of a run that test_scored_rewards.py starts: `scored_ranks.py folder`.
+"""One rank of a run that test_scored_rewards.py starts.
 
 Rewards that fail on one rank alone: on some completions, by a pool that cannot start, and with `on_error=stop`. Each
 rank writes what it trained on and how it was ended.
 """
 
 import json
-import sys
 from pathlib import Path
 
 from zero_run import FixedRollout, grpo_rows
@@ -74,7 +73,3 @@ def main(folder: Path) -> None:
         }
         (folder / f"rank{ranks.rank()}.json").write_text(json.dumps(found, default=float))
         ranks.barrier()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

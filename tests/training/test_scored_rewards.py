@@ -1,12 +1,10 @@
 """The trainer with a `RewardScorer`: the same as with plain functions, but for failures; and while rollouts come."""
 
 import json
-import os
 import pickle
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from ruyi_rl.rewards.scoring import RewardScorer
 from ruyi_rl.rollout.worker import RolloutFailed
 from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
 from ruyi_rl.training.scored_batch import picklable_state
+from tests.forked_ranks import run_ranks
 from tests.rewards.fake_pool import Kind, group_of
 from tests.training.test_grpo_trainer import EXITS, PROMPTS, Parrot, config, share_of_digits
 
@@ -298,17 +297,7 @@ def test_rewards_of_a_record_are_the_functions_and_their_sum(trainer_of):
 @pytest.mark.slow
 def test_ranks_end_together_where_one_of_them_fails(make_family, tmp_path):
     make_family().save_pretrained(tmp_path / "family")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [*command, str(Path(__file__).parent / "scored_ranks.py"), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks("scored_ranks:main", tmp_path, log=tmp_path / "log")
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert {name: (found["step"], found["error"]) for name, found in first.items()} == {
         name: (found["step"], found["error"]) for name, found in second.items()

@@ -3,10 +3,11 @@
 The reference is written with stock branches and torch.optim alone: no trainer, no TRL, no family forward.
 """
 
+import functools
 import json
-import os
-import subprocess
-import sys
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from transformers import Qwen3Config
 from ruyi_rl.data.tokenizer import byte_tokenizer
 from ruyi_rl.family import Family
 from ruyi_rl.family.weights import branch_sources
+from tests.forked_ranks import run_ranks
 
-ROWS_A_STEP = 4 * zero_run.ACCUMULATION * zero_run.RANKS
-PROMPTS_A_STEP = zero_run.ACCUMULATION * zero_run.RANKS
+ROWS_A_STEP = zero_run.SFT_ROWS * zero_run.CASES["whole"].accumulation * zero_run.RANKS
+PROMPTS_A_STEP = zero_run.PROMPTS * zero_run.RANKS
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +44,10 @@ def start(tmp_path_factory) -> Path:
     return folder
 
 
-def branch_losses(parameters, family, loss_of):
+def branch_losses(parameters, family, exits, loss_of):
     """Σ_e loss_of(e, stock branch) over branches that read the one set of parameters."""
     total = 0.0
-    for name in family.exits:
+    for name in exits:
         stock = family.branch(name).train()
         sources = branch_sources(family.config, name, stock.state_dict())
         tensors = {stock_name: parameters[source] for stock_name, source in sources.items()}
@@ -57,19 +59,31 @@ def branch_losses(parameters, family, loss_of):
     return total
 
 
-def descend(family, losses) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """SGD with clipping over a sequence of losses: the parameters, and the gradient norm before each clipping."""
-    parameters = {name: p.detach().clone().requires_grad_() for name, p in family.named_parameters()}
-    norms = []
+@dataclass
+class Descent:
+    """What a run is compared with."""
+
+    parameters: dict[str, torch.Tensor]
+    norms: list[float] = field(default_factory=list)
+    """Of each step's gradient, before it is clipped."""
+    metrics: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Name -> of each step."""
+
+
+def descend(family, exits, losses) -> Descent:
+    """SGD with clipping over a sequence of losses."""
+    descent = Descent({name: p.detach().clone().requires_grad_() for name, p in family.named_parameters()})
+    parameters = descent.parameters.values()
     for loss_of in losses:
-        for parameter in parameters.values():
+        for parameter in parameters:
             parameter.grad = None
-        branch_losses(parameters, family, loss_of).backward()
-        norms.append(torch.nn.utils.clip_grad_norm_(parameters.values(), zero_run.CLIP).item())
+        branch_losses(descent.parameters, family, exits, partial(loss_of, descent.metrics)).backward()
+        descent.norms.append(torch.nn.utils.clip_grad_norm_(parameters, zero_run.CLIP).item())
         with torch.no_grad():
-            for parameter in parameters.values():
-                parameter -= zero_run.LEARNING_RATE * parameter.grad
-    return parameters, norms
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter -= zero_run.LEARNING_RATE * parameter.grad
+    return descent
 
 
 def padded(rows, value, left=False):
@@ -87,23 +101,23 @@ def plain_sft(family, order):
         labels = padded([[-100] * len(p) + a for p, a in zip(prompts, answers)], -100)
         mask = padded([[1] * len(p + a) for p, a in zip(prompts, answers)], 0)
 
-        def loss_of(name, model):
+        def loss_of(metrics, name, model):
             logits = model(ids, mask)[:, :-1].transpose(1, 2)
             return zero_run.WEIGHTS[name] * torch.nn.functional.cross_entropy(logits, labels[:, 1:])
 
         return loss_of
 
-    return descend(family, [loss_on(step) for step in order])
+    return descend(family, zero_run.WEIGHTS, [loss_on(step) for step in order])
 
 
-def plain_grpo(family):
+def plain_grpo(family, case: zero_run.Case) -> Descent:
     tokenizer, rows = byte_tokenizer(), zero_run.grpo_rows()
     reference = family.state_dict()
 
     def loss_on(indices):
         prompts = [tokenizer(rows[i]["prompt"])["input_ids"] for i in indices for _ in range(zero_run.SAMPLES)]
 
-        def loss_of(name, model):
+        def loss_of(metrics, name, model):
             answers = [
                 zero_run.completion_of(name, prompt, index % zero_run.SAMPLES) for index, prompt in enumerate(prompts)
             ]
@@ -114,6 +128,8 @@ def plain_grpo(family):
             ids = torch.cat([left, right], 1)
             counted = padded([[1] * len(a) for a in answers], 0)
             mask = torch.cat([padded([[1] * len(p) for p in prompts], 0, left=True), counted], 1)
+            if case.truncated_out:
+                counted = counted * torch.tensor([[answer[-1] == zero_run.EOS] for answer in answers])
 
             def log_probs(logits):
                 scored = torch.log_softmax(logits[:, left.shape[1] - 1 : -1], -1)
@@ -128,60 +144,95 @@ def plain_grpo(family):
             own = log_probs(model(ids, mask))
             kl = torch.exp(anchor - own) - (anchor - own) - 1
             ratio = torch.exp(own - own.detach())  # 1, but it carries the gradient, of the KL term as well
-            token_loss = -ratio * advantages[:, None] + 0.04 * ratio * kl
-            share = zero_run.WEIGHTS[name] / sum(zero_run.WEIGHTS.values())
-            return share * (token_loss * counted).sum() / counted.sum()
+            token_loss = -ratio * advantages[:, None] + case.beta * ratio * kl
+            loss = (token_loss * counted).sum() / counted.sum()
+            metrics[f"{name}/loss"].append(loss.item())
+            if case.beta:
+                metrics[f"{name}/kl"].append(((kl * counted).sum() / counted.sum()).item())
+            return loss * zero_run.WEIGHTS[name] / sum(zero_run.WEIGHTS[exit] for exit in case.exits)
 
         return loss_of
 
     steps = range(zero_run.STEPS)
-    return descend(family, [loss_on(range(s * PROMPTS_A_STEP, (s + 1) * PROMPTS_A_STEP)) for s in steps])
+    losses = [loss_on(range(s * PROMPTS_A_STEP, (s + 1) * PROMPTS_A_STEP)) for s in steps]
+    return descend(family, case.exits, losses)
 
 
-def launch(kind: str, mode: str, folder: Path, ranks: int):
-    here = Path(__file__).parent
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, str(here / "zero_run.py"), kind, mode, str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return Family.from_pretrained(folder / "trained").state_dict(), json.loads((folder / "norms.json").read_text())
+@pytest.fixture(scope="module")
+def expected_grpo(start):
+    """Descent of a case, which neither its budget nor its accumulation nor its checkpointing changes."""
+
+    @functools.cache
+    def descent(case):
+        return plain_grpo(Family.from_pretrained(start / "family"), case)
+
+    return lambda case: descent(zero_run.Case(case.exits, beta=case.beta, truncated_out=case.truncated_out))
 
 
-def assert_equal_updates(got, expected, before) -> None:
+def launch(kind: str, mode: str, folder: Path, family: Path, *cases: str) -> None:
+    (folder / "family").symlink_to(family)
+    run_ranks("zero_run:main", kind, mode, folder, cases, ranks=zero_run.RANKS, log=folder / "log")
+
+
+def assert_equal_updates(folder: Path, start: Path, expected: Descent) -> None:
     """Every parameter's update over the five steps, relative 1e-4, and the norms, where clipping hides no scale."""
-    (got, norms), (expected, expected_norms) = got, expected
-    assert norms == pytest.approx(expected_norms, rel=1e-4)
-    for name, parameter in expected.items():
+    got, before = (Family.from_pretrained(at).state_dict() for at in (folder / "trained", start / "family"))
+    norms = [row["grad_norm"] for row in json.loads((folder / "logs.json").read_text())]
+    assert norms == pytest.approx(expected.norms, rel=1e-4)
+    for name, parameter in expected.parameters.items():
+        if parameter.grad is None:
+            assert torch.equal(got[name], before[name]), name
+            continue
         moved = parameter.detach() - before[name]
         error = (got[name] - before[name] - moved).norm() / moved.norm()
         assert error <= 1e-4, f"{name}: {error:.1e}"
 
 
+def assert_equal_metrics(folder: Path, expected: Descent) -> None:
+    logs = json.loads((folder / "logs.json").read_text())
+    for name, values in expected.metrics.items():
+        assert [row[name] for row in logs] == pytest.approx(values, rel=1e-3, abs=1e-6), name
+
+
+def assert_uneven_packs(folder: Path) -> None:
+    """The ranks ran equally many packs in each micro-batch, though the one needed 1 and the other at least 3."""
+    needed, run = [], []
+    for rank in range(zero_run.RANKS):
+        packs = json.loads((folder / f"packs-{rank}.json").read_text())
+        needed.append([need for need, _ in packs])
+        run.append([count for _, count in packs])
+    assert run[0] == run[1] == list(map(max, zip(*needed)))
+    assert (1, 3) in {(least, min(most, 3)) for least, most in zip(*needed)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["off", "zero1", "zero2", "zero3"])
 def test_sft_equals_plain_torch(start, tmp_path, mode):
-    family = Family.from_pretrained(start / "family")
-    before = {name: tensor.clone() for name, tensor in family.state_dict().items()}
-    (tmp_path / "family").symlink_to(start / "family")
-    got = launch("sft", mode, tmp_path, ranks=2)
+    launch("sft", mode, tmp_path, start / "family", "whole")
     # The order is the dataset's; ranks take alternate micro-batches of it, and it starts over after the last row.
     rows = len(zero_run.sft_rows())
     steps = [[(s * ROWS_A_STEP + i) % rows for i in range(ROWS_A_STEP)] for s in range(zero_run.STEPS)]
-    expected = plain_sft(family, steps)
-    assert_equal_updates(got, expected, before)
+    expected = plain_sft(Family.from_pretrained(start / "family"), steps)
+    assert_equal_updates(tmp_path / "whole", start, expected)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["off", "zero1", "zero2", "zero3"])
-def test_grpo_equals_plain_torch(start, tmp_path, mode):
-    family = Family.from_pretrained(start / "family")
-    before = {name: tensor.clone() for name, tensor in family.state_dict().items()}
-    (tmp_path / "family").symlink_to(start / "family")
-    assert_equal_updates(launch("grpo", mode, tmp_path, ranks=2), plain_grpo(family), before)
+@pytest.mark.parametrize(
+    "mode, cases",
+    [
+        ("off", ["whole", "packs, checkpointing"]),
+        ("zero1", ["whole", "packs"]),
+        ("zero2", ["whole", "packs", "two exits"]),
+        ("zero3", ["whole", "packs, checkpointing", "one exit"]),
+    ],
+)
+def test_grpo_equals_plain_torch(start, tmp_path, expected_grpo, mode, cases):
+    """Whole micro-batches, and packs of them whose number two ranks must agree on."""
+    launch("grpo", mode, tmp_path, start / "family", *cases)
+    for name in cases:
+        case, expected = zero_run.CASES[name], expected_grpo(zero_run.CASES[name])
+        assert_equal_updates(tmp_path / name, start, expected)
+        if case.budget is not None:
+            assert_uneven_packs(tmp_path / name)
+        if case.accumulation == 1:  # a metric is the mean over micro-batches
+            assert_equal_metrics(tmp_path / name, expected)

@@ -1,9 +1,10 @@
-"""One rank of a run that test_zero.py compares with plain torch: `zero_run.py {sft|grpo} {mode} folder`."""
+"""One rank of the runs that test_zero.py compares with plain torch."""
 
 import json
 import os
 import random
-import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,16 +18,45 @@ from ruyi_rl.training.deepspeed import deepspeed_config
 from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
 from ruyi_rl.training.options import DeepSpeedOptions
 from ruyi_rl.training.schedules import LossWeights
-from ruyi_rl.training.session import enter_deepspeed
+from ruyi_rl.training.session import enter_deepspeed, leave_deepspeed, release
 from ruyi_rl.training.sft_trainer import FamilySFTTrainer
+from ruyi_rl.training.token_budget import packs_needed
 
-STEPS, ACCUMULATION, RANKS = 5, 2, 2
+STEPS, RANKS = 5, 2
 WEIGHTS = {"small": 0.5, "medium": 1.0, "large": 2.0}
-SAMPLES = 2
+SAMPLES = 4
+PROMPTS = 4  # of a rank in an optimiser step
+BUDGET = 64
 # Steps large enough for float32 to resolve: plain torch in float32 is 3e-3 away from float64 in a norm's update at
 # 0.05, and 1e-4 at 2. Clipping bounds them.
 LEARNING_RATE = 2.0
 CLIP = 0.5
+SFT_ROWS = 4  # of a micro-batch
+EOS = byte_tokenizer().eos_token_id
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of five optimiser steps on the same prompts."""
+
+    exits: tuple[str, ...] = tuple(WEIGHTS)
+    accumulation: int = 2
+    budget: int | None = None
+    checkpointing: bool = False
+    beta: float = 0.04
+    truncated_out: bool = False
+    """Whether the completions that were cut off are left out, so that packs have exits without a token."""
+
+
+CASES = {
+    "whole": Case(),
+    "packs": Case(budget=BUDGET, beta=0.0, truncated_out=True),
+    "packs, checkpointing": Case(budget=BUDGET, beta=0.0, truncated_out=True, checkpointing=True),
+    # The rest is frozen: the reference shares it, or under ZeRO-3 is TRL's own. DeepSpeed is told of no accumulation
+    # here, so that the backward passes of several packs are the trainer's doing alone.
+    "one exit": Case(("small",), accumulation=1, budget=BUDGET),
+    "two exits": Case(("small", "medium"), accumulation=1, budget=2 * BUDGET),
+}
 
 
 def sft_rows() -> Dataset:
@@ -36,13 +66,20 @@ def sft_rows() -> Dataset:
 
 
 def grpo_rows() -> Dataset:
-    return Dataset.from_list([{"prompt": f"{i}+" * (i % 3) + "1="} for i in range(64)])
+    """In every other micro-batch the second rank's prompts are longer by far."""
+    longer = [8 * (i // PROMPTS % RANKS) * (i % PROMPTS // 2) for i in range(64)]
+    return Dataset.from_list([{"prompt": "1+" * (longer[i] + i % 4) + f"{i % 10}="} for i in range(64)])
 
 
 def completion_of(exit: str, prompt_ids: list[int], sample: int) -> list[int]:
-    """A fixed rollout: decided by exit, prompt and sample alone, so by neither rank nor batch."""
+    """A fixed rollout: decided by exit, prompt and sample alone, so by neither rank nor batch.
+
+    It is cut off at every exit of the shortest prompts, and at the smallest exit unless the prompt is long.
+    """
     draw = random.Random(f"{exit} {prompt_ids} {sample}")
-    return [draw.randrange(60, 100) for _ in range(draw.randrange(1, 7))]
+    letters = [draw.randrange(60, 100) for _ in range(draw.randrange(1, 2 + len(prompt_ids) // 2))]
+    cut_off = len(prompt_ids) == 2 or (exit == "small" and len(prompt_ids) < 10)
+    return letters if cut_off else [*letters, EOS]
 
 
 def reward(completion_ids, **kwargs) -> list[float]:
@@ -72,10 +109,24 @@ class FixedRollout:
         pass
 
 
-def common(folder: Path, deepspeed: dict | None, ranks: int) -> dict:
+class CountedPacks(FamilyGRPOTrainer):
+    """Notes for each micro-batch how many packs this rank needed, and how many it ran."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.packs = []
+
+    def _parts(self, rows, padded):
+        parts = super()._parts(rows, padded)
+        if torch.is_grad_enabled():
+            self.packs.append((packs_needed(rows.blocks(len(self.exits)), self.token_budget), len(parts)))
+        return parts
+
+
+def common(folder: Path, deepspeed: dict | None, case: Case) -> dict:
     return {
         "output_dir": str(folder / "out"),
-        "gradient_accumulation_steps": ACCUMULATION * RANKS // ranks,
+        "gradient_accumulation_steps": case.accumulation,
         "max_steps": STEPS,
         "optim": "sgd",
         "learning_rate": LEARNING_RATE,
@@ -86,55 +137,67 @@ def common(folder: Path, deepspeed: dict | None, ranks: int) -> dict:
         "disable_tqdm": True,
         "use_cpu": True,
         "bf16": False,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": case.checkpointing,
         "save_strategy": "no",
         "deepspeed": deepspeed,
     }
 
 
-def main(kind: str, mode: str, folder: Path) -> None:
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    config = deepspeed_config(DeepSpeedOptions(mode=mode), ranks)
-    enter_deepspeed(config)
-    arguments = common(folder, config, ranks)
-    if kind == "sft":
-        args = SFTConfig(
-            **arguments, per_device_train_batch_size=4, max_length=64, train_sampling_strategy="sequential"
-        )
-        trainer = FamilySFTTrainer(
-            model=Family.from_pretrained(folder / "family"),
-            args=args,
-            train_dataset=sft_rows(),
-            processing_class=byte_tokenizer(),
-            loss_weights=LossWeights(WEIGHTS, WEIGHTS),
-        )
-    else:
-        args = GRPOConfig(
-            **arguments,
-            per_device_train_batch_size=6,
-            num_generations=SAMPLES,
-            max_completion_length=8,
-            beta=0.04,
-            shuffle_dataset=False,
-        )
-        trainer = FamilyGRPOTrainer(
-            model=Family.from_pretrained(folder / "family"),
-            reward_funcs=reward,
-            args=args,
-            train_dataset=grpo_rows(),
-            processing_class=byte_tokenizer(),
-            exit_weights=WEIGHTS,
-            rollout=FixedRollout(),
-        )
-    trainer.train()
-    trainer.save_model(str(folder / "trained"))
-    if trainer.is_world_process_zero():
-        norms = [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
-        (folder / "norms.json").write_text(json.dumps(norms, default=float))
-    trainer.accelerator.wait_for_everyone()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+def sft_trainer(folder: Path, arguments: dict) -> FamilySFTTrainer:
+    args = SFTConfig(
+        **arguments, per_device_train_batch_size=SFT_ROWS, max_length=64, train_sampling_strategy="sequential"
+    )
+    return FamilySFTTrainer(
+        model=Family.from_pretrained(folder / "family"),
+        args=args,
+        train_dataset=sft_rows(),
+        processing_class=byte_tokenizer(),
+        loss_weights=LossWeights(WEIGHTS, WEIGHTS),
+        packed=True,
+    )
 
 
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+def grpo_trainer(folder: Path, arguments: dict, case: Case) -> CountedPacks:
+    args = GRPOConfig(
+        **arguments,
+        per_device_train_batch_size=PROMPTS // case.accumulation * len(case.exits) * SAMPLES,
+        num_generations=SAMPLES,
+        max_completion_length=16,
+        beta=case.beta,
+        mask_truncated_completions=case.truncated_out,
+        shuffle_dataset=False,
+    )
+    return CountedPacks(
+        model=Family.from_pretrained(folder / "family"),
+        reward_funcs=reward,
+        args=args,
+        train_dataset=grpo_rows(),
+        processing_class=byte_tokenizer(),
+        exits=case.exits,
+        exit_weights=WEIGHTS,
+        packed=True,
+        token_budget=case.budget,
+        rollout=FixedRollout(),
+    )
+
+
+def main(kind: str, mode: str, folder: Path, cases: Sequence[str]) -> None:
+    """Runs the cases one after the other; leaves of each, in a folder of its name, the family and what was logged."""
+    config = deepspeed_config(DeepSpeedOptions(mode=mode), RANKS)
+    for name in cases:
+        case, out = CASES[name], folder / name
+        enter_deepspeed(config)
+        arguments = common(folder, config, case)
+        trainer = sft_trainer(folder, arguments) if kind == "sft" else grpo_trainer(folder, arguments, case)
+        trainer.train()
+        out.mkdir(exist_ok=True)
+        trainer.save_model(str(out / "trained"))
+        if trainer.is_world_process_zero():
+            logs = [row for row in trainer.state.log_history if "grad_norm" in row]
+            (out / "logs.json").write_text(json.dumps(logs, default=float))
+        if kind == "grpo":
+            (out / f"packs-{os.environ['RANK']}.json").write_text(json.dumps(trainer.packs))
+        trainer.accelerator.wait_for_everyone()
+        release(trainer)
+        leave_deepspeed()
+    torch.distributed.destroy_process_group()

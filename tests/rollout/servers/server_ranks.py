@@ -1,4 +1,4 @@
-"""One rank of a run that test_server_ranks.py starts: `server_ranks.py folder`.
+"""One rank of a run that test_server_ranks.py starts.
 
 A family that ZeRO-3 shards is sent to fake servers; then a pool fails, and another is refused. Each rank writes what it
 got and what it was told.
@@ -74,7 +74,3 @@ def main(folder: Path) -> None:
             answers["refused"] = refused.key
         (folder / f"rank{rank}.json").write_text(json.dumps(answers))
         ranks.barrier()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

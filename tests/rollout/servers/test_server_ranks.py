@@ -1,10 +1,6 @@
 """Two gloo ranks and a family sharded by ZeRO-3: rank 0 speaks with the servers for both."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import fake_server
 import pytest
@@ -12,6 +8,7 @@ import torch
 from fakes import SAMPLING, small_family
 
 from ruyi_rl.rollout.weights import branch_layout, write_branch_weights
+from tests.forked_ranks import run_ranks
 
 
 @pytest.mark.slow
@@ -20,16 +17,7 @@ def test_ranks_share_the_servers(tmp_path):
     family.save_pretrained(tmp_path / "family")
     (tmp_path / "healthy.json").write_text("{}")
     (tmp_path / "sick.json").write_text(json.dumps({"s0-1": {"die_after": 0}}))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, str(Path(__file__).parent / "server_ranks.py"), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks("server_ranks:main", tmp_path, log=tmp_path / "log")
     digests = {}
     for exit in family.exits:
         write_branch_weights(family, branch_layout(family.config, exit), tmp_path / exit, torch.float32)
