@@ -27,13 +27,17 @@ BLOCK = 32
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows of one kernel call."""
+class Rows:
+    """Tokens of a slice as the rows of one kernel call."""
 
     index: torch.Tensor
     """(rows, length): position in the slice; 0 in the padding."""
     padding: torch.Tensor | None
     """(rows, length): where there is no token; None: nowhere."""
+    valid: torch.Tensor
+    """(tokens,): which places of the flattened `index` hold a token."""
+    places: torch.Tensor
+    """(tokens,): their positions in the slice."""
     start: int | None
     """Position from which on the rows are the slice's tokens one after the other, which then need no copy."""
 
@@ -52,35 +56,43 @@ class Batch:
             return taken
         return taken.masked_fill_(self.padding.view(len(taken), 1, -1, *[1] * (tokens.ndim - 2)), filling)
 
+    def flat(self, part: torch.Tensor) -> torch.Tensor:
+        """(rows, heads, length, …) -> (tokens, heads, …), without the padding."""
+        flat = part.transpose(1, 2).flatten(0, 1)
+        if self.padding is None:
+            return flat
+        return flat.flatten(1).index_select(0, self.valid).unflatten(1, flat.shape[1:])
 
-@dataclass(frozen=True)
-class Rows:
-    """Tokens of a slice as the rows of batches."""
+    def read(self, total: torch.Tensor) -> torch.Tensor:
+        """(tokens of the slice, …) -> (tokens, …)."""
+        if self.start is not None:
+            return total[self.start : self.start + len(self.places)]
+        return total.flatten(1).index_select(0, self.places).unflatten(1, total.shape[1:])
 
-    batches: tuple[Batch, ...]
-    """One kernel call each."""
-    back: torch.Tensor
-    """(tokens of the slice,): where each token stands in the flattened batches, one after the other, behind one
-    neutral entry; 0: in none of them."""
+    def write(self, total: torch.Tensor, values: torch.Tensor) -> None:
+        """The inverse of `read`, in place."""
+        if self.start is not None:
+            total[self.start : self.start + len(self.places)] = values
+        else:
+            total.flatten(1).index_copy_(0, self.places, values.flatten(1))
 
-    def gather(self, parts: Sequence[torch.Tensor], neutral: float = 0.0) -> torch.Tensor:
-        """One (rows, heads, length, …) a batch -> (tokens, heads, …), `neutral` for a token that is in none."""
-        flat = [part.transpose(1, 2).flatten(0, 1).flatten(1) for part in parts]
-        nothing = flat[0].new_full((1, flat[0].shape[1]), neutral)
-        found = torch.cat([nothing, *flat]).index_select(0, self.back)
-        return found.unflatten(1, (parts[0].shape[1], *parts[0].shape[3:]))
+    def add(self, total: torch.Tensor, values: torch.Tensor) -> None:
+        """As `write`, added to what is there."""
+        if self.start is not None:
+            total[self.start : self.start + len(self.places)] += values
+        else:
+            total.flatten(1).index_add_(0, self.places, values.flatten(1))
 
 
 @dataclass(frozen=True)
 class AttentionPlan:
     """How the tokens of a slice of a pack attend."""
 
-    causal: Rows
-    """Every segment, as a row."""
-    queries: Rows | None
-    """Row by row all tokens that attend to a prompt; None: no segment has one."""
-    keys: Rows | None
-    """The prompts, row by row; those of one batch have one length, so that no key is padding."""
+    causal: tuple[Rows, ...]
+    """Every segment, as a row of one of the batches."""
+    prefix: tuple[tuple[Rows, Rows], ...]
+    """(queries, keys): row by row all tokens that attend to a prompt, and that prompt. The prompts of a batch have one
+    length, so that no key is padding."""
 
 
 def attention_plan(lengths: Sequence[int], prompts: Sequence[int], device: torch.device | str = "cpu") -> AttentionPlan:
@@ -92,21 +104,19 @@ def attention_plan(lengths: Sequence[int], prompts: Sequence[int], device: torch
         device: where the indices go.
     """
     places = torch.arange(sum(lengths)).split(list(lengths))
-    causal = _rows([[places[segment] for segment in batch] for batch in like(lengths)], sum(lengths), device, BLOCK)
+    causal = tuple(_rows([places[segment] for segment in batch], device, BLOCK) for batch in like(lengths))
     followers: dict[int, list[torch.Tensor]] = {}
     for segment, prompt in enumerate(prompts):
         if prompt >= 0:
             followers.setdefault(prompt, []).append(places[segment])
-    if not followers:
-        return AttentionPlan(causal, None, None)
     asking = {prompt: torch.cat(segments) for prompt, segments in followers.items()}
-    queries, keys = [], []
+    prefix = []
     for length in sorted({lengths[prompt] for prompt in followers}):
         same = [prompt for prompt in followers if lengths[prompt] == length]
         for batch in like([len(asking[prompt]) for prompt in same]):
-            queries.append([asking[same[row]] for row in batch])
-            keys.append([places[same[row]] for row in batch])
-    return AttentionPlan(causal, _rows(queries, sum(lengths), device), _rows(keys, sum(lengths), device))
+            queries = _rows([asking[same[row]] for row in batch], device)
+            prefix.append((queries, _rows([places[same[row]] for row in batch], device)))
+    return AttentionPlan(causal, tuple(prefix))
 
 
 def like(lengths: Sequence[int]) -> list[list[int]]:
@@ -119,20 +129,21 @@ def like(lengths: Sequence[int]) -> list[list[int]]:
     return found
 
 
-def _rows(batches: Sequence[Sequence[torch.Tensor]], tokens: int, device, block: int = 1) -> Rows:
-    back, made, end = torch.zeros(tokens, dtype=torch.int64), [], 1
-    for rows in batches:
-        index = pad_sequence(list(rows), batch_first=True)
-        if index.shape[1] > block:
-            index = pad(index, (0, -index.shape[1] % block))
-        padding = torch.arange(index.shape[1]) >= torch.tensor([len(row) for row in rows])[:, None]
-        places = end + torch.arange(index.numel()).view_as(index)
-        back[index[~padding]] = places[~padding]
-        end += index.numel()
-        whole, first = not padding.any(), int(index[0, 0])
-        in_order = whole and torch.equal(index.flatten(), torch.arange(first, first + index.numel()))
-        made.append(Batch(index.to(device), None if whole else padding.to(device), first if in_order else None))
-    return Rows(tuple(made), back.to(device))
+def _rows(rows: Sequence[torch.Tensor], device, block: int = 1) -> Rows:
+    index = pad_sequence(list(rows), batch_first=True)
+    if index.shape[1] > block:
+        index = pad(index, (0, -index.shape[1] % block))
+    padding = torch.arange(index.shape[1]) >= torch.tensor([len(row) for row in rows])[:, None]
+    valid, places = torch.nonzero(~padding.flatten()).flatten(), torch.cat(list(rows))
+    whole, first = not padding.any(), int(places[0])
+    in_order = whole and torch.equal(places, torch.arange(first, first + len(places)))
+    return Rows(
+        index.to(device),
+        None if whole else padding.to(device),
+        valid.to(device),
+        places.to(device),
+        first if in_order else None,
+    )
 
 
 class JoinedAttention(torch.autograd.Function):
@@ -144,13 +155,19 @@ class JoinedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value, plan: AttentionPlan, scale: float):
-        out, lse = _parts(plan.causal, plan.causal, query, key, value, scale, True)
-        if plan.queries is not None:
-            seen, seen_lse = _parts(plan.queries, plan.keys, query, key, value, scale, False)
-            joint = torch.logaddexp(lse, seen_lse)
-            out.mul_((lse - joint).exp().to(out.dtype)[..., None])
-            out.addcmul_(seen, (seen_lse - joint).exp().to(out.dtype)[..., None])
-            lse = joint
+        out, lse = query.new_empty(query.shape), None
+        for rows in plan.causal:
+            part, part_lse = _flash(rows, rows, query, key, value, scale, True)
+            rows.write(out, rows.flat(part))
+            lse = part_lse.new_empty(query.shape[:2]) if lse is None else lse
+            rows.write(lse, rows.flat(part_lse))
+        for queries, keys in plan.prefix:
+            part, part_lse = _flash(queries, keys, query, key, value, scale, False)
+            own, seen = queries.read(lse), queries.flat(part_lse)
+            joint = torch.logaddexp(own, seen)
+            joined = queries.read(out) * (own - joint).exp().to(out.dtype)[..., None]
+            queries.write(out, joined.addcmul_(queries.flat(part), (seen - joint).exp().to(out.dtype)[..., None]))
+            queries.write(lse, joint)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.plan, ctx.scale = plan, scale
         return out
@@ -158,41 +175,38 @@ class JoinedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        plan, saved = ctx.plan, (gradient, *ctx.saved_tensors)
-        found = _gradients(plan.causal, plan.causal, *saved, ctx.scale, True)
-        if plan.queries is not None:
-            for total, part in zip(found, _gradients(plan.queries, plan.keys, *saved, ctx.scale, False)):
-                total.add_(part)
-        return *found, None, None
+        query, key, value, out, lse = ctx.saved_tensors
+        plan, saved = ctx.plan, (gradient, query, key, value, out, lse)
+        totals = [tensor.new_empty(tensor.shape) for tensor in (query, key, value)]
+        for rows in plan.causal:
+            for total, part in zip(totals, _flash_backward(rows, rows, *saved, ctx.scale, True)):
+                rows.write(total, rows.flat(part))
+        for queries, keys in plan.prefix:
+            parts = _flash_backward(queries, keys, *saved, ctx.scale, False)
+            for total, rows, part in zip(totals, (queries, keys, keys), parts):
+                rows.add(total, rows.flat(part))
+        return *totals, None, None
 
 
-def _parts(queries: Rows, keys: Rows, query, key, value, scale: float, is_causal: bool):
-    """(tokens, heads, dim) and its log-sum-exps (tokens, heads); 0 and -inf for a token that none of the rows holds."""
-    found = [
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            asking.take(query), asked.take(key), asked.take(value), 0.0, is_causal, scale=scale
-        )
-        for asking, asked in zip(queries.batches, keys.batches)
-    ]
-    outs, lses = zip(*found)
-    return queries.gather(outs), queries.gather(lses, -torch.inf)
+def _flash(queries: Rows, keys: Rows, query, key, value, scale: float, is_causal: bool):
+    """(rows, heads, length, dim) and the log-sum-exps (rows, heads, length)."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        queries.take(query), keys.take(key), keys.take(value), 0.0, is_causal, scale=scale
+    )
 
 
-def _gradients(queries: Rows, keys: Rows, gradient, query, key, value, out, lse, scale: float, is_causal: bool):
-    """What the rows contribute to the gradients of query, key and value."""
-    found = [
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            asking.take_filled(gradient, 0),
-            asking.take(query),
-            asked.take(key),
-            asked.take(value),
-            asking.take(out),
-            # Token 0 stands in the padding; with its own sums, large scores there would be inf · 0.
-            asking.take_filled(lse, torch.inf),
-            0.0,
-            is_causal,
-            scale=scale,
-        )
-        for asking, asked in zip(queries.batches, keys.batches)
-    ]
-    return [rows.gather(parts) for rows, parts in zip((queries, keys, keys), zip(*found))]
+def _flash_backward(queries: Rows, keys: Rows, gradient, query, key, value, out, lse, scale: float, is_causal: bool):
+    """What the rows contribute to the gradients of query, key and value; each (rows, heads, length, dim)."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        queries.take(gradient),
+        queries.take(query),
+        keys.take(key),
+        keys.take(value),
+        queries.take(out),
+        # In the padding stands token 0. An infinite sum makes its probabilities 0, whatever its scores are, and with
+        # them all that it would add to the gradients of keys and values.
+        queries.take_filled(lse, torch.inf),
+        0.0,
+        is_causal,
+        scale=scale,
+    )

@@ -7,9 +7,7 @@ from transformers import AutoModelForCausalLM
 from ruyi_rl.family import Family
 
 EXITS = {"small": 0, "medium": 2, "large": 4}
-KINDS = [
-    (kind, tied, shared) for kind in ("qwen2", "qwen3") for tied in (False, True) for shared in (False, True)
-]
+KINDS = [(kind, tied, shared) for kind in ("qwen2", "qwen3") for tied in (False, True) for shared in (False, True)]
 
 
 def randomized(family: Family) -> Family:

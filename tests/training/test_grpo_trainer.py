@@ -10,6 +10,7 @@ from ruyi_rl.rollout.worker import Completion, ExitStatistics
 from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
 
 LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
+PASSES = [*((loss_type, True) for loss_type in LOSSES), ("dapo", False)]  # packed, and padded as the reference of it
 PROMPTS = Dataset.from_list(
     [{"prompt": [{"role": "user", "content": "1+" * (i % 3) + f"{i}="}], "answer": str(i)} for i in range(12)]
 )
@@ -85,9 +86,9 @@ def trained(trainer, batch):
     return loss.item()
 
 
-@pytest.mark.parametrize("loss_type", LOSSES)
+@pytest.mark.parametrize("loss_type, packed", PASSES)
 @pytest.mark.parametrize("beta, level", [(0.0, "token"), (0.1, "token"), (0.1, "sequence")])
-def test_one_exit_equals_trl(make_family, tokenizer, tmp_path, loss_type, beta, level):
+def test_one_exit_equals_trl(make_family, tokenizer, tmp_path, loss_type, packed, beta, level):
     if loss_type == "vespo" and level == "sequence":
         pytest.skip("TRL defines vespo on tokens")
     family = make_family(exits={"large": 3})
@@ -100,7 +101,7 @@ def test_one_exit_equals_trl(make_family, tokenizer, tmp_path, loss_type, beta, 
     if loss_type == "cispo":
         options["epsilon_high"] = 2.0
     common = {"reward_funcs": share_of_digits, "train_dataset": PROMPTS, "processing_class": tokenizer}
-    ours = FamilyGRPOTrainer(model=family, args=config(tmp_path / "a", **options), **common)
+    ours = FamilyGRPOTrainer(model=family, args=config(tmp_path / "a", **options), packed=packed, **common)
     theirs = GRPOTrainer(model=stock, args=config(tmp_path / "b", **options), **common)
     batch = fixed_batch(24, beta=beta)
     loss = trained(ours, for_family(batch, 1))
@@ -116,8 +117,8 @@ def _stock_name(name: str) -> str:
     return name.replace("model.norms.0.", "model.norm.").replace("lm_head.0.", "lm_head.")
 
 
-@pytest.mark.parametrize("loss_type", LOSSES)
-def test_every_exit_gets_trls_loss_of_its_own_rows(make_family, tokenizer, tmp_path, loss_type):
+@pytest.mark.parametrize("loss_type, packed", PASSES)
+def test_every_exit_gets_trls_loss_of_its_own_rows(make_family, tokenizer, tmp_path, loss_type, packed):
     weights = {"large": 2.0, "small": 0.5}
     family = make_family()
     ours = FamilyGRPOTrainer(
@@ -127,6 +128,7 @@ def test_every_exit_gets_trls_loss_of_its_own_rows(make_family, tokenizer, tmp_p
         train_dataset=PROMPTS,
         processing_class=tokenizer,
         exit_weights=weights,
+        packed=packed,
     )
     batch = fixed_batch(24)
     loss = trained(ours, for_family(batch, 3))

@@ -127,18 +127,95 @@ def test_micro_batches_do_not_change_the_update(make_family, tokenizer, tmp_path
         torch.testing.assert_close(after[1][name], tensor, atol=1e-6, rtol=1e-4)
 
 
-def test_packing_does_not_change_the_loss(make_family, tokenizer, tmp_path):
-    losses = []
-    for packing in (False, True):
-        family = make_family()
-        args = config(tmp_path / str(packing), packing=packing, per_device_train_batch_size=1 if packing else 16)
-        if packing:
-            args.max_length = 4096
-        trainer = FamilySFTTrainer(model=family, args=args, train_dataset=ROWS, processing_class=tokenizer)
-        batch = batch_of(trainer)
-        assert ("attention_mask" in batch) != packing
-        losses.append(trainer.compute_loss(family, dict(batch)).item())
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+CHATS = Dataset.from_list(
+    [
+        {
+            "messages": [
+                {"role": "user", "content": "add " * (n % 3) + f"{n}"},
+                {"role": "assistant", "content": f"{n + 1}"},
+                {"role": "user", "content": "again"},
+                {"role": "assistant", "content": "so " * (n % 4) + f"{n + 2}"},
+            ]
+        }
+        for n in range(8)
+    ]
+)
+TEXTS = Dataset.from_list([{"text": "one and " * (n % 5) + "two"} for n in range(8)])
+
+
+def measured(trainer, batch, packed):
+    """Loss, gradients and metrics of a batch."""
+    trainer.packed = packed
+    trainer._metrics["train"].clear()
+    trainer.state.num_input_tokens_seen = 0
+    trainer.model.train().zero_grad()
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    loss.backward()
+    return loss.item(), gradients(trainer.model), dict(trainer._metrics["train"])
+
+
+def assert_same(found, wanted):
+    assert found[0] == pytest.approx(wanted[0], rel=1e-5)
+    assert found[1].keys() == wanted[1].keys()
+    for name, gradient in wanted[1].items():
+        assert (found[1][name] - gradient).norm() <= 1e-4 * gradient.norm(), name
+    assert found[2].keys() == wanted[2].keys()
+    for name, values in wanted[2].items():
+        assert found[2][name] == pytest.approx(values, rel=1e-5), name
+
+
+@pytest.mark.parametrize("exits", [None, ["small", "large"]])
+@pytest.mark.parametrize(
+    "rows, options", [(ROWS, {}), (CHATS, {"assistant_only_loss": True}), (CHATS, {}), (TEXTS, {"max_length": 12})]
+)
+def test_a_packed_batch_equals_the_padded_one(make_family, tokenizer, tmp_path, rows, options, exits):
+    weights = {"small": 0.25, "medium": 0.5, "large": 2.0}
+    trainer = FamilySFTTrainer(
+        model=make_family(),
+        args=config(tmp_path, **options),
+        train_dataset=rows,
+        processing_class=tokenizer,
+        loss_weights=LossWeights(weights, weights),
+        exits=exits,
+    )
+    batch = batch_of(trainer)
+    assert not batch["attention_mask"].all()
+    learnt, tokens = (batch["labels"] != -100).sum(), batch["attention_mask"].sum()
+    assert (learnt == tokens) == (not options.get("assistant_only_loss") and "prompt" not in rows.column_names)
+    assert_same(measured(trainer, batch, packed=True), measured(trainer, batch, packed=False))
+    # On the other side too, where the label of a row's first token must not be predicted from padding.
+    flipped = {key: value.flip(1) for key, value in batch.items()}
+    flipped["labels"] = flipped["labels"].masked_fill(flipped["attention_mask"].cumsum(1) <= 1, -100)
+    assert_same(measured(trainer, flipped, packed=True), measured(trainer, flipped, packed=False))
+
+
+def test_a_batch_without_a_label_has_no_loss(make_family, tokenizer, tmp_path):
+    trainer = FamilySFTTrainer(
+        model=make_family(), args=config(tmp_path), train_dataset=TEXTS, processing_class=tokenizer
+    )
+    batch = batch_of(trainer)
+    batch["labels"] = torch.full_like(batch["labels"], -100)
+    loss, found, _ = measured(trainer, batch, packed=True)
+    assert loss == 0 and found.keys() == {name for name, _ in trainer.model.named_parameters()}
+    assert not any(gradient.any() for gradient in found.values())
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("options", [{"packing": True, "max_length": 512}, {"padding_free": True, "max_length": None}])
+def test_sequences_of_one_row_do_not_see_each_other(make_family, tokenizer, tmp_path, options, packed):
+    """Loss and gradients are those of the sequences alone; TRL's collator puts them into one row, or into several."""
+    size = 2 if "packing" in options else 16
+    common = {"train_dataset": ROWS, "processing_class": tokenizer}
+    one_row = FamilySFTTrainer(
+        model=make_family(),
+        args=config(tmp_path / "a", per_device_train_batch_size=size, **options),
+        **common,
+    )
+    batch = batch_of(one_row)
+    assert "attention_mask" not in batch and (batch["position_ids"] == 0).sum() == 16
+    alone = FamilySFTTrainer(model=make_family(), args=config(tmp_path / "b", per_device_train_batch_size=16), **common)
+    found, wanted = measured(one_row, batch, packed), measured(alone, batch_of(alone), packed=False)
+    assert_same(found, wanted)
 
 
 def test_only_the_assistant_is_learnt(make_family, tokenizer, tmp_path):

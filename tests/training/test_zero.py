@@ -145,7 +145,7 @@ def plain_grpo(family, case: zero_run.Case) -> Descent:
             kl = torch.exp(anchor - own) - (anchor - own) - 1
             ratio = torch.exp(own - own.detach())  # 1, but it carries the gradient, of the KL term as well
             token_loss = -ratio * advantages[:, None] + case.beta * ratio * kl
-            loss = (token_loss * counted).sum() / counted.sum()
+            loss = (token_loss * counted).sum() / counted.sum().clamp(min=1)
             metrics[f"{name}/loss"].append(loss.item())
             if case.beta:
                 metrics[f"{name}/kl"].append(((kl * counted).sum() / counted.sum()).item())
@@ -160,7 +160,7 @@ def plain_grpo(family, case: zero_run.Case) -> Descent:
 
 @pytest.fixture(scope="module")
 def expected_grpo(start):
-    """Descent of a case, which neither its budget nor its accumulation nor its checkpointing changes."""
+    """Descent of a case in float32, which neither its budget nor its accumulation nor its checkpointing changes."""
 
     @functools.cache
     def descent(case):
@@ -174,11 +174,14 @@ def launch(kind: str, mode: str, folder: Path, family: Path, *cases: str) -> Non
     run_ranks("zero_run:main", kind, mode, folder, cases, ranks=zero_run.RANKS, log=folder / "log")
 
 
+def norms_of(folder: Path) -> list[float]:
+    return [row["grad_norm"] for row in json.loads((folder / "logs.json").read_text())]
+
+
 def assert_equal_updates(folder: Path, start: Path, expected: Descent) -> None:
     """Every parameter's update over the five steps, relative 1e-4, and the norms, where clipping hides no scale."""
     got, before = (Family.from_pretrained(at).state_dict() for at in (folder / "trained", start / "family"))
-    norms = [row["grad_norm"] for row in json.loads((folder / "logs.json").read_text())]
-    assert norms == pytest.approx(expected.norms, rel=1e-4)
+    assert norms_of(folder) == pytest.approx(expected.norms, rel=1e-4)
     for name, parameter in expected.parameters.items():
         if parameter.grad is None:
             assert torch.equal(got[name], before[name]), name
@@ -195,14 +198,14 @@ def assert_equal_metrics(folder: Path, expected: Descent) -> None:
 
 
 def assert_uneven_packs(folder: Path) -> None:
-    """The ranks ran equally many packs in each micro-batch, though the one needed 1 and the other at least 3."""
+    """The ranks ran equally many packs in each micro-batch, though one may have needed 1 and the other more."""
     needed, run = [], []
     for rank in range(zero_run.RANKS):
         packs = json.loads((folder / f"packs-{rank}.json").read_text())
         needed.append([need for need, _ in packs])
         run.append([count for _, count in packs])
     assert run[0] == run[1] == list(map(max, zip(*needed)))
-    assert (1, 3) in {(least, min(most, 3)) for least, most in zip(*needed)}
+    assert any(least == 1 < most for least, most in zip(*needed))
 
 
 @pytest.mark.slow
@@ -222,7 +225,7 @@ def test_sft_equals_plain_torch(start, tmp_path, mode):
     [
         ("off", ["whole", "packs, checkpointing"]),
         ("zero1", ["whole", "packs"]),
-        ("zero2", ["whole", "packs", "two exits"]),
+        ("zero2", ["whole", "packs", "packs, bf16", "two exits"]),
         ("zero3", ["whole", "packs, checkpointing", "one exit"]),
     ],
 )
@@ -231,7 +234,10 @@ def test_grpo_equals_plain_torch(start, tmp_path, expected_grpo, mode, cases):
     launch("grpo", mode, tmp_path, start / "family", *cases)
     for name in cases:
         case, expected = zero_run.CASES[name], expected_grpo(zero_run.CASES[name])
-        assert_equal_updates(tmp_path / name, start, expected)
+        if case.bf16:
+            assert norms_of(tmp_path / name) == pytest.approx(expected.norms, rel=0.03)
+        else:
+            assert_equal_updates(tmp_path / name, start, expected)
         if case.budget is not None:
             assert_uneven_packs(tmp_path / name)
         if case.accumulation == 1:  # a metric is the mean over micro-batches

@@ -26,7 +26,7 @@ STEPS, RANKS = 5, 2
 WEIGHTS = {"small": 0.5, "medium": 1.0, "large": 2.0}
 SAMPLES = 4
 PROMPTS = 4  # of a rank in an optimiser step
-BUDGET = 64
+BUDGET = 80
 # Steps large enough for float32 to resolve: plain torch in float32 is 3e-3 away from float64 in a norm's update at
 # 0.05, and 1e-4 at 2. Clipping bounds them.
 LEARNING_RATE = 2.0
@@ -43,6 +43,7 @@ class Case:
     accumulation: int = 2
     budget: int | None = None
     checkpointing: bool = False
+    bf16: bool = False
     beta: float = 0.04
     truncated_out: bool = False
     """Whether the completions that were cut off are left out, so that packs have exits without a token."""
@@ -52,10 +53,11 @@ CASES = {
     "whole": Case(),
     "packs": Case(budget=BUDGET, beta=0.0, truncated_out=True),
     "packs, checkpointing": Case(budget=BUDGET, beta=0.0, truncated_out=True, checkpointing=True),
+    "packs, bf16": Case(budget=BUDGET, beta=0.0, truncated_out=True, bf16=True),
     # The rest is frozen: the reference shares it, or under ZeRO-3 is TRL's own. DeepSpeed is told of no accumulation
     # here, so that the backward passes of several packs are the trainer's doing alone.
     "one exit": Case(("small",), accumulation=1, budget=BUDGET),
-    "two exits": Case(("small", "medium"), accumulation=1, budget=2 * BUDGET),
+    "two exits": Case(("small", "medium"), accumulation=1, budget=96),
 }
 
 
@@ -66,9 +68,14 @@ def sft_rows() -> Dataset:
 
 
 def grpo_rows() -> Dataset:
-    """In every other micro-batch the second rank's prompts are longer by far."""
-    longer = [8 * (i // PROMPTS % RANKS) * (i % PROMPTS // 2) for i in range(64)]
-    return Dataset.from_list([{"prompt": "1+" * (longer[i] + i % 4) + f"{i % 10}="} for i in range(64)])
+    """In one micro-batch of every other step the second rank's prompts are longer by far."""
+
+    def prompt(number: int) -> str:
+        step, place = divmod(number, PROMPTS * RANKS)
+        longer = step % 2 == 0 and place >= PROMPTS * 3 // 2
+        return "1+" * (8 * longer + number % 4) + f"{number % 10}="
+
+    return Dataset.from_list([{"prompt": prompt(i)} for i in range(STEPS * PROMPTS * RANKS)])
 
 
 def completion_of(exit: str, prompt_ids: list[int], sample: int) -> list[int]:
@@ -136,7 +143,7 @@ def common(folder: Path, deepspeed: dict | None, case: Case) -> dict:
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": True,
-        "bf16": False,
+        "bf16": case.bf16,
         "gradient_checkpointing": case.checkpointing,
         "save_strategy": "no",
         "deepspeed": deepspeed,

@@ -164,6 +164,10 @@ REFUSED = {
     "evaluation.samples=0": ("evaluation.samples", "1 or more"),
     "evaluation.temperature=0": ("evaluation.temperature", "above 0"),
     "evaluation.max_new_tokens=0": ("evaluation.max_new_tokens", "1 or more"),
+    "grpo.token_budget=0": ("grpo.token_budget", "0 is not possible (1 or more tokens, or null)"),
+    "grpo.token_budget=-4096": ("grpo.token_budget", "-4096"),
+    "grpo.token_budget=4096||grpo.packed=false": ("grpo.token_budget", "grpo.packed=false"),
+    "grpo.token_budget=4096||grpo.trainer.top_entropy_quantile=0.2": ("grpo.token_budget", "top_entropy_quantile=0.2"),
     # Batches: 3 exits x 8 samples = 24 rows a prompt.
     "grpo.trainer.per_device_train_batch_size=100": ("grpo.trainer.per_device_train_batch_size", "99 or 102"),
     "grpo.trainer.per_device_train_batch_size=99": ("grpo.trainer.per_device_train_batch_size", "96 or 120"),
@@ -216,6 +220,13 @@ def test_rows_lack_what_a_reward_reads(tmp_path):
 def test_fewer_exits_change_the_batch_arithmetic():
     checked("stage=grpo", "grpo.exits=[small,medium]", "grpo.trainer.per_device_train_batch_size=16")
     assert "no multiple" in str(refusal("stage=grpo", "grpo.trainer.per_device_train_batch_size=16"))
+
+
+def test_packed_and_padded_training_pass():
+    budget = checked("stage=grpo", "grpo.token_budget=4096", "grpo.trainer.top_entropy_quantile=1.0").grpo
+    assert budget.packed and budget.token_budget == 4096
+    padded = checked("stage=grpo", "grpo.packed=false", "grpo.trainer.top_entropy_quantile=0.2", "sft.packed=false")
+    assert not padded.grpo.packed and not padded.sft.packed
 
 
 def test_what_means_nothing_for_a_family_passes_where_it_is_off():
