@@ -64,10 +64,6 @@ class Pack:
             start += count
         return start, start
 
-    def offset(self, segment: int) -> int:
-        """The row's position at which a segment begins."""
-        return sum(self.lengths[:segment])
-
     def active(self, exits: list[str]) -> int:
         """Number of leading segments that the shared ones and these exits' make up."""
         return max((self.segments(name)[1] for name in exits), default=0)

@@ -159,42 +159,41 @@ class FamilyModel(FamilyPreTrainedModel):
         pack.check(self.config.exits)
         if hidden.shape[:2] != (1, pack.tokens):
             raise ValueError(f"a pack of {pack.tokens} tokens is one row of as many, not {tuple(hidden.shape[:2])}")
-        cos, sin = self.rotary_emb(hidden, position_ids)
+        rotary = self.rotary_emb(hidden, position_ids)
         starts = list(accumulate(pack.lengths, initial=0))
-        front, names, states = starts[pack.shared], list(self.config.exits), {}
+        names, states, plans = list(self.config.exits), {}, {}
 
-        def run(layer: nn.Module, hidden: torch.Tensor, attention: PackedAttention, cos, sin) -> torch.Tensor:
+        def take(tensor: torch.Tensor, first: int, last: int) -> torch.Tensor:
+            """The tokens of the shared segments and of those from `first` to before `last`."""
+            if first == pack.shared:
+                return tensor[:, : starts[last]]
+            return torch.cat([tensor[:, : starts[pack.shared]], tensor[:, starts[first] : starts[last]]], dim=1)
+
+        def run(layer: nn.Module, first: int, last: int) -> torch.Tensor:
+            if (first, last) not in plans:
+                segments = [*range(pack.shared), *range(first, last)]
+                lengths, prompts = [pack.lengths[i] for i in segments], [pack.prompts[i] for i in segments]
+                places = tuple(take(part, first, last) for part in rotary)
+                plans[first, last] = PackedAttention(lengths, prompts, hidden.device), places
+            attention, places = plans[first, last]
             return layer(
-                hidden, attention_mask=None, position_embeddings=(cos, sin), use_cache=False, packed=attention, **kwargs
+                take(hidden, first, last),
+                attention_mask=None,
+                position_embeddings=places,
+                use_cache=False,
+                packed=attention,
+                **kwargs,
             )
 
-        attention, active = None, -1
         for depth in range(max(self.config.exits[name] for name in pack.exits) + 1):
             for name in pack.exits:
-                if self.config.exits[name] != depth:
-                    continue
-                index, (first, last) = names.index(name), pack.segments(name)
-                own_layer = self.layers[depth] if index == len(names) - 1 else self.eelayers[index]
-
-                def own(tensor: torch.Tensor, start=starts[first], stop=starts[last]) -> torch.Tensor:
-                    if start == front:
-                        return tensor[:, :stop]
-                    return torch.cat([tensor[:, :front], tensor[:, start:stop]], dim=1)
-
-                ours = [*range(pack.shared), *range(first, last)]
-                packed = PackedAttention(
-                    [pack.lengths[i] for i in ours], [pack.prompts[i] for i in ours], hidden.device
-                )
-                states[name] = self.norms[index](run(own_layer, own(hidden), packed, own(cos), own(sin)))
+                if self.config.exits[name] == depth:
+                    index = names.index(name)
+                    own_layer = self.layers[depth] if index == len(names) - 1 else self.eelayers[index]
+                    states[name] = self.norms[index](run(own_layer, *pack.segments(name)))
             deeper = [name for name in pack.exits if self.config.exits[name] > depth]
-            if not deeper:
-                break
-            count = max(pack.shared, pack.active(deeper))
-            if count != active:
-                active, tokens = count, starts[count]
-                attention = PackedAttention(pack.lengths[:count], pack.prompts[:count], hidden.device)
-                hidden, cos, sin = hidden[:, :tokens], cos[:, :tokens], sin[:, :tokens]
-            hidden = run(self.layers[depth], hidden, attention, cos, sin)
+            if deeper:
+                hidden = run(self.layers[depth], pack.shared, max(pack.shared, pack.active(deeper)))
         return {name: states[name] for name in pack.exits}
 
 
