@@ -6,6 +6,7 @@ if the layers had been given it directly.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -58,6 +59,19 @@ class PackedAttention:
         return masked_plan(self.lengths, self.prompts, self.device)
 
 
+class Named:
+    """A layer's attention module as if its configuration named `implementation`: flash attention reads which version of
+    it to load from there."""
+
+    def __init__(self, module: torch.nn.Module, implementation: str):
+        self._module = module
+        self.config = copy.copy(module.config)
+        self.config._attn_implementation = implementation
+
+    def __getattr__(self, name: str):
+        return getattr(self._module, name)
+
+
 def family_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -78,7 +92,8 @@ def family_attention(
     """
     if packed is None:
         plain = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        return plain(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        named = Named(module, implementation)
+        return plain(named, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     return packed(query, key, value, scaling, dropout)[None], None
 

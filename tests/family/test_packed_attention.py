@@ -177,6 +177,22 @@ def test_without_a_pack_the_named_implementation_runs(backbone, name):
         assert all(torch.equal(x, y) if y is not None else x is None for x, y in zip(found, wanted))
 
 
+def test_flash_attention_is_asked_for_by_its_own_name(backbone, monkeypatch):
+    """Which version to load it reads from the configuration of the layer's module, not from the family's."""
+    asked = []
+
+    def load(implementation, *_, **__):
+        asked.append(implementation)
+        raise InterruptedError
+
+    monkeypatch.setattr("transformers.modeling_flash_attention_utils._lazy_imports", load)
+    family = Family.from_scratch(backbone("qwen3"), {"small": 1, "large": 4})
+    family.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(InterruptedError):
+        family(torch.arange(7)[None])
+    assert asked == ["flash_attention_2"]
+
+
 def test_the_families_implementation_is_still_the_users_choice(backbone, padded_batch, monkeypatch):
     family = Family.from_scratch(backbone(), {"small": 1, "large": 4})
     ids, mask = padded_batch
