@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 
 def in_turn(
@@ -23,3 +25,36 @@ def in_turn(
             units = contestants[name]()
             speeds[name].append(units / (time.perf_counter() - start))
     return {name: (own, [a / b for a, b in zip(own, speeds[baseline])]) for name, own in speeds.items()}
+
+
+def phases_in_turn(
+    contestants: Mapping[str, Callable[[], Mapping[str, float]]], rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Contestant -> phase -> seconds of each round; who begins changes with the round.
+
+    Args:
+        contestants: name -> what to run, returning the seconds of each of its phases.
+    """
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in contestants}
+    names = list(contestants)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            for phase, seconds in contestants[name]().items():
+                found[name].setdefault(phase, []).append(seconds)
+    return found
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of the rounds' values."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values))
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({self.lowest:.3f} - {self.highest:.3f})"

@@ -76,12 +76,10 @@ def check_correction(args) -> None:
         )
 
 
-def check_token_budget(budget: int, packed: bool, args) -> None:
+def check_token_budget(budget: int, args) -> None:
     """Raises ValueError where a token budget makes no sense."""
     if budget < 1:
         raise ValueError(f"token_budget must be at least 1 token, not {budget}")
-    if not packed:
-        raise ValueError("token_budget is of packs: packed=false has none")
     if args.top_entropy_quantile < 1.0:
         raise ValueError(
             f"token_budget computes a micro-batch in packs, but top_entropy_quantile={args.top_entropy_quantile} ranks "

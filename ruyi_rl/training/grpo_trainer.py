@@ -116,8 +116,8 @@ class FamilyGRPOTrainer(GRPOLogs, FamilyTrainer, GRPOTrainer):
             raise ValueError("use_adaptive_entropy steers one coefficient; with several exits set entropy_coef")
         if rollout is not None and not rollout.runs_family:
             check_correction(args)
-        if token_budget is not None:
-            check_token_budget(token_budget, packed, args)
+        if packed and token_budget is not None:
+            check_token_budget(token_budget, args)
         self.plan = plan_batches(
             args.per_device_train_batch_size,
             args.steps_per_generation,

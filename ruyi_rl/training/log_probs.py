@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-VOCABULARY_CHUNK = 32768
+VOCABULARY_CHUNK = {"cuda": 32768, "cpu": 4096}
+"""Columns of a tile of logits. Without Triton the kernel holds several copies of a tile of 4,096 tokens."""
 TOKEN_CHUNK = 1024
 
 
@@ -49,7 +50,7 @@ def token_statistics(
             head.bias,
             targets,
             temperature,
-            VOCABULARY_CHUNK,
+            VOCABULARY_CHUNK.get(hidden.device.type, VOCABULARY_CHUNK["cpu"]),
             None,
             1.0,
             ("log_probs", "entropy", "is_top1"),

@@ -82,7 +82,8 @@ class GRPOOptions:
     in padded rows, the reference."""
     token_budget: int | None = None
     """Tokens of a pack at most: a micro-batch of more is computed in several packs, to the same gradients, with the
-    memory of one. None: a micro-batch (`grpo.trainer.per_device_train_batch_size` rows) is one pack."""
+    memory of one. None: a micro-batch (`grpo.trainer.per_device_train_batch_size` rows) is one pack. Without meaning
+    for `packed=false`."""
     rollout_only: bool = False
     """Only draw and score the completions that the training would be given, and write them to
     `<run_dir>/rollouts/rollouts.jsonl`; nothing is trained."""

@@ -117,10 +117,8 @@ def check_grpo(
             )
     if options.token_budget is not None:
         require("grpo.token_budget", options.token_budget, options.token_budget > 0, "1 or more tokens, or null")
-        if not options.packed:
-            raise Refusal("grpo.token_budget", "is of packs, but grpo.packed=false", "grpo.packed=true, or null")
         quantile = trainer.get("top_entropy_quantile", 1.0)
-        if quantile < 1.0:
+        if options.packed and quantile < 1.0:
             raise Refusal(
                 "grpo.token_budget",
                 f"splits micro-batches, but top_entropy_quantile={quantile} ranks the tokens of whole ones",

@@ -293,7 +293,6 @@ def test_mean_entropy_counts_what_the_mask_counts():
     [
         ({"token_budget": 0}, "at least 1 token, not 0"),
         ({"token_budget": -5}, "at least 1 token, not -5"),
-        ({"token_budget": 100, "packed": False}, "packed=false"),
         ({"token_budget": 100, "top_entropy_quantile": 0.5}, "top_entropy_quantile=0.5"),
     ],
 )

@@ -166,7 +166,6 @@ REFUSED = {
     "evaluation.max_new_tokens=0": ("evaluation.max_new_tokens", "1 or more"),
     "grpo.token_budget=0": ("grpo.token_budget", "0 is not possible (1 or more tokens, or null)"),
     "grpo.token_budget=-4096": ("grpo.token_budget", "-4096"),
-    "grpo.token_budget=4096||grpo.packed=false": ("grpo.token_budget", "grpo.packed=false"),
     "grpo.token_budget=4096||grpo.trainer.top_entropy_quantile=0.2": ("grpo.token_budget", "top_entropy_quantile=0.2"),
     # Batches: 3 exits x 8 samples = 24 rows a prompt.
     "grpo.trainer.per_device_train_batch_size=100": ("grpo.trainer.per_device_train_batch_size", "99 or 102"),
@@ -225,7 +224,8 @@ def test_fewer_exits_change_the_batch_arithmetic():
 def test_packed_and_padded_training_pass():
     budget = checked("stage=grpo", "grpo.token_budget=4096", "grpo.trainer.top_entropy_quantile=1.0").grpo
     assert budget.packed and budget.token_budget == 4096
-    padded = checked("stage=grpo", "grpo.packed=false", "grpo.trainer.top_entropy_quantile=0.2", "sft.packed=false")
+    options = ["grpo.packed=false", "grpo.token_budget=4096", "grpo.trainer.top_entropy_quantile=0.2"]
+    padded = checked("stage=grpo", *options, "sft.packed=false")
     assert not padded.grpo.packed and not padded.sft.packed
 
 
