@@ -130,6 +130,8 @@ def decides(key: str) -> bool:
         return ".".join(parts[:2]) in DECIDING_ROLLOUTS
     if parts[:2] == ["reward", "functions"] and len(parts) == 4:
         return parts[3] not in OPERATING_REWARDS
+    if key == "grpo.token_budget":
+        return False  # memory alone: a run that died of it goes on with a smaller one
     return not ("trainer" in parts and parts[-1] in UNDECIDING)
 
 

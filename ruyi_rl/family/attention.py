@@ -6,7 +6,6 @@ if the layers had been given it directly.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -17,7 +16,7 @@ from transformers.models.qwen3.modeling_qwen3 import eager_attention_forward
 
 from ruyi_rl.family.joined_attention import JoinedAttention, attention_plan
 from ruyi_rl.family.masked_attention import masked_attention, masked_plan
-from ruyi_rl.family.varlen_attention import DTYPES, varlen_attention, varlen_plan
+from ruyi_rl.family.varlen_attention import DTYPES, runs_varlen, varlen_attention, varlen_plan
 
 NAME = "ruyi_family"
 
@@ -42,7 +41,7 @@ class PackedAttention:
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         if dropout == 0 and self.device.type == "cpu":
             return JoinedAttention.apply(query, key, value, self._joined, scale)
-        if dropout == 0 and self.device.type == "cuda" and query.dtype in DTYPES:
+        if dropout == 0 and query.dtype in DTYPES and runs_varlen(self.device, query.shape[-1]):
             return varlen_attention(query, key, value, self._varlen, scale)
         return masked_attention(query, key, value, self._masked, scale, dropout)
 
@@ -59,17 +58,15 @@ class PackedAttention:
         return masked_plan(self.lengths, self.prompts, self.device)
 
 
-class Named:
-    """A layer's attention module as if its configuration named `implementation`: flash attention reads which version of
-    it to load from there."""
+class Overlay:
+    """An object with some attributes in the place of its own."""
 
-    def __init__(self, module: torch.nn.Module, implementation: str):
-        self._module = module
-        self.config = copy.copy(module.config)
-        self.config._attn_implementation = implementation
+    def __init__(self, target: object, **attributes: object):
+        self._target = target
+        self.__dict__.update(attributes)
 
     def __getattr__(self, name: str):
-        return getattr(self._module, name)
+        return getattr(self._target, name)
 
 
 def family_attention(
@@ -92,8 +89,10 @@ def family_attention(
     """
     if packed is None:
         plain = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        named = Named(module, implementation)
-        return plain(named, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        if implementation not in ("sdpa", "eager"):
+            # Flash attention reads which version of it to load from the configuration of the layer's module.
+            module = Overlay(module, config=Overlay(module.config, _attn_implementation=implementation))
+        return plain(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     return packed(query, key, value, scaling, dropout)[None], None
 

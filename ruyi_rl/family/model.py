@@ -122,6 +122,9 @@ class Family(FamilyPreTrainedModel, GenerationMixin):
             ValueError: an exit that the family does not have, `log_probs` without labels, a cache for several exits.
         """
         if pack is not None:
+            others = (attention_mask, past_key_values, inputs_embeds, labels, exits)
+            if position_ids is None or any(other is not None for other in others):
+                raise ValueError("a pack comes with input_ids and position_ids, and says itself what it is and scores")
             return self._forward_pack(input_ids, position_ids, pack, output, temperature, **kwargs)
         stock_like = exits is None and self._exit_in_scope is not None
         rows = self._resolve(self._exit_in_scope if stock_like else exits)

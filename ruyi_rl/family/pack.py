@@ -69,7 +69,9 @@ class Pack:
         return max((self.segments(name)[1] for name in exits), default=0)
 
     def check(self, depths: Mapping[str, int]) -> None:
-        """Raises ValueError unless the segments are those of exits ordered deepest first."""
+        """Raises ValueError unless the segments are those of the family's exits, ordered deepest first."""
+        if unknown := [name for name in {**self.owned, **self.scored} if name not in depths]:
+            raise ValueError(f"a pack for exits {unknown}; this family has {list(depths)}")
         order = [depths[name] for name in self.owned]
         if order != sorted(order, reverse=True):
             raise ValueError(f"a pack's exits stand deepest first, but got {list(self.owned)}")
@@ -79,3 +81,7 @@ class Pack:
             )
         if min(self.lengths, default=0) < 1:
             raise ValueError("a pack holds no empty segments, and at least one segment")
+        if any(prompt != -1 for prompt in self.prompts[: self.shared]) or not all(
+            -1 <= prompt < self.shared for prompt in self.prompts[self.shared :]
+        ):
+            raise ValueError(f"a completion's prompt is one of the {self.shared} shared segments, which have none")

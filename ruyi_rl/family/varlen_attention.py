@@ -17,6 +17,16 @@ DTYPES = (torch.float16, torch.bfloat16)
 """What the kernel takes."""
 
 
+def runs_varlen(device: torch.device, head_dim: int) -> bool:
+    """Whether the kernel runs there: on CUDA from Ampere on, with heads of 8, 16, … 256 elements."""
+    return (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and head_dim % 8 == 0
+        and head_dim <= 256
+    )
+
+
 @dataclass(frozen=True)
 class VarlenPlan:
     """How the tokens of a slice of a pack attend."""

@@ -116,9 +116,12 @@ def plan_table(plan: StepPlan) -> Table:
         rows, samples = plan.micro_batch // plan.exits, plan.generations
         # A micro-batch that is no whole prompts begins and ends inside one.
         prompts = max((n * rows + rows - 1) // samples - n * rows // samples + 1 for n in range(samples))
-        most = prompts * plan.prompts.longest + plan.micro_batch * (plan.longest_row - plan.prompts.longest)
-        budget = "no budget" if plan.token_budget is None else f"budget {plan.token_budget:,} tokens a pack"
-        table.add_row("tokens a micro-batch, packed", f"{most:,}", f"at most, each prompt once; {budget}")
+        # A completion's last token predicts nothing.
+        most = prompts * plan.prompts.longest + plan.micro_batch * (plan.longest_row - plan.prompts.longest - 1)
+        packs = "in one pack"
+        if plan.token_budget is not None and most > plan.token_budget:
+            packs = f"then in about {math.ceil(most / plan.token_budget)} packs of at most {plan.token_budget:,}"
+        table.add_row("tokens a micro-batch, packed", f"{most:,}", f"at most, each prompt once; {packs}")
     table.add_row("optimiser steps", f"{plan.optimiser_steps:,}", f"{plan.prompts.rows:,} training rows")
     limit = "no limit" if plan.prompts.limit is None else f"limit {plan.prompts.limit:,}"
     kind = "longest sequence" if plan.generation_batch is None else "longest prompt"

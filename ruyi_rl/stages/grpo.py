@@ -30,7 +30,7 @@ from ruyi_rl.stages.inputs import chosen_exits, load_to_train, load_tokenizer, w
 from ruyi_rl.stages.rollout_only import record_rollouts
 from ruyi_rl.stages.rollouts import completion_limit, rollouts
 from ruyi_rl.training.arguments import trainer_arguments
-from ruyi_rl.training.callbacks import first_and_last, read_metrics
+from ruyi_rl.training.callbacks import first_and_last, last_tokens, read_metrics
 from ruyi_rl.training.deepspeed import deepspeed_config
 from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
 from ruyi_rl.training.phases import phase_summary
@@ -220,7 +220,7 @@ def summary(
     found: dict[str, Any] = {
         "exits": {},
         "steps": rows[-1]["step"] if rows else 0,
-        "tokens": int(rows[-1].get("num_tokens") or 0) if rows else 0,
+        "tokens": last_tokens(rows),
         "phases": phase_summary(rows),
     }
     for name in exits:

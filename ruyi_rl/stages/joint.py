@@ -18,7 +18,7 @@ from ruyi_rl.report.batch import Prompts, StepPlan, plan_table, sft_steps
 from ruyi_rl.stages.held_out import release_memory
 from ruyi_rl.stages.inputs import load_to_train, weight_bytes
 from ruyi_rl.training.arguments import trainer_arguments
-from ruyi_rl.training.callbacks import first_and_last, read_metrics
+from ruyi_rl.training.callbacks import first_and_last, last_tokens, read_metrics
 from ruyi_rl.training.deepspeed import deepspeed_config
 from ruyi_rl.training.options import LossWeightOptions, SFTOptions
 from ruyi_rl.training.phases import phase_summary
@@ -170,7 +170,7 @@ def training_summary(context: StageContext, exits: Mapping[str, int]) -> dict[st
     for phase in sorted({row["phase"] for row in rows}):
         mine = [row for row in rows if row["phase"] == phase]
         summary["steps"] += mine[-1]["step"]
-        summary["tokens"] += int(mine[-1].get("num_tokens") or 0)
+        summary["tokens"] += last_tokens(mine)
     for name in exits:
         loss_first, loss_last = first_and_last(rows, f"{name}/loss")
         accuracy_first, accuracy_last = first_and_last(rows, f"{name}/mean_token_accuracy")

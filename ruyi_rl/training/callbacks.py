@@ -138,3 +138,8 @@ def first_and_last(rows: Sequence[dict[str, Any]], key: str, share: float = 0.1)
         return None, None
     count = max(1, round(share * len(values)))
     return sum(values[:count]) / count, sum(values[-count:]) / count
+
+
+def last_tokens(rows: Sequence[dict[str, Any]]) -> int:
+    """Tokens seen by the last row that says so: a step that reuses rollouts does not."""
+    return next((int(row["num_tokens"]) for row in reversed(rows) if row.get("num_tokens")), 0)

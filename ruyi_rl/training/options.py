@@ -49,7 +49,8 @@ class SFTOptions:
     exits: list[str] | None = None
     """Exits to train; None: all. Parameters that only other exits use are frozen."""
     packed: bool = True
-    """Compute a batch without its padding. `false`: as it is padded, the reference."""
+    """Compute a batch without its padding. `false`: as it is padded, the reference. Goes with TRL's `trainer.packing`,
+    which joins rows into longer ones, and then is exact with every attention implementation."""
     loss_weights: LossWeightOptions = field(default_factory=LossWeightOptions)
     """λ per exit."""
     stage_two: StageTwoOptions = field(default_factory=StageTwoOptions)
@@ -82,8 +83,8 @@ class GRPOOptions:
     in padded rows, the reference."""
     token_budget: int | None = None
     """Tokens of a pack at most: a micro-batch of more is computed in several packs, to the same gradients, with the
-    memory of one. None: a micro-batch (`grpo.trainer.per_device_train_batch_size` rows) is one pack. Without meaning
-    for `packed=false`."""
+    memory of one. None: a micro-batch (`grpo.trainer.per_device_train_batch_size` rows) is one pack. A pack is never
+    less than a prompt with one completion of every exit. Without meaning for `packed=false`."""
     rollout_only: bool = False
     """Only draw and score the completions that the training would be given, and write them to
     `<run_dir>/rollouts/rollouts.jsonl`; nothing is trained."""

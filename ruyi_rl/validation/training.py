@@ -67,6 +67,12 @@ def check_sft(block: str, options: SFTOptions, exits: Mapping[str, int] | None) 
             f"such as {block}.stage_two.data.path=…",
         )
     for name, trainer in (("trainer", options.trainer), ("stage_two.trainer", options.stage_two.trainer)):
+        if options.packed and trainer.get("neftune_noise_alpha"):
+            raise Refusal(
+                f"{block}.{name}.neftune_noise_alpha",
+                f"{trainer['neftune_noise_alpha']} is scaled by a row's length, and a pack is one row of a whole batch",
+                f"{block}.packed=false, or no noise",
+            )
         _check_numbers(f"{block}.{name}", trainer)
         _check_meaning(f"{block}.{name}", trainer, SFT_WITHOUT_MEANING)
 
@@ -121,7 +127,8 @@ def check_grpo(
         if options.packed and quantile < 1.0:
             raise Refusal(
                 "grpo.token_budget",
-                f"splits micro-batches, but top_entropy_quantile={quantile} ranks the tokens of whole ones",
+                f"{options.token_budget} tokens a pack split micro-batches, but top_entropy_quantile={quantile} ranks "
+                "the tokens of whole ones",
                 "null, or grpo.trainer.top_entropy_quantile=1.0",
             )
     if options.rollout_only and options.replay is not None:

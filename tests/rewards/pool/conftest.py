@@ -1,9 +1,15 @@
 """Pools on plugins that a test writes."""
 
 import pytest
-from worker_leftovers import children, eventually, processes, temporary_folders
+from worker_leftovers import EARLIER, children, eventually, processes, temporary_folders
 
 from ruyi_rl.rewards.pool import PoolLimits, RewardPool
+
+
+@pytest.fixture(autouse=True)
+def earlier_children():
+    EARLIER.clear()
+    EARLIER.update(children())
 
 
 @pytest.fixture
@@ -17,10 +23,9 @@ def pool(tmp_path):
         pools.append(RewardPool("it", str(file), kwargs, PoolLimits(**limits)))
         return pools[-1]
 
-    before = children()
     yield make
     for made in pools:
         made.close()
-    assert children() <= before
+    assert not children()
     assert not temporary_folders()
     assert eventually(lambda: not processes())

@@ -60,7 +60,7 @@ def _value(text):
     if text in ("forge", "forge_wrong"):
         reply = {"failures": [], "extra": {}, "metrics": {}, "seconds": 0.1}
         forged = json.dumps(reply | ({"rewards": [9.0]} if text == "forge" else {})).encode()
-        for descriptor in range(3, 32):
+        for descriptor in range(3, 1024):
             try:
                 os.write(descriptor, len(forged).to_bytes(8, "little") + forged)
             except OSError:

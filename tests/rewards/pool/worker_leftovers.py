@@ -8,9 +8,14 @@ from pathlib import Path
 import psutil
 
 
+EARLIER = set()
+"""Children of this process that were there before the test; other tests' servers may live as long as it does."""
+
+
 def children(process=None):
-    """Process ids of the direct children of a process (this one), zombies too."""
-    return {child.pid for child in psutil.Process(process).children()}
+    """Process ids of the direct children of a process (this one: those since the test began), zombies too."""
+    found = {child.pid for child in psutil.Process(process).children()}
+    return found if process else found - EARLIER
 
 
 def temporary_folders(process=None):
