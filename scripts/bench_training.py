@@ -15,6 +15,10 @@ from bench_baseline import add_baseline_arguments, against_baseline
 from bench_family import EXITS, Shape, family_of, shape_of
 
 
+WARM_UP = 2
+"""Rounds before those that count."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", choices=list(EXITS), default="ruyi2")
     parser.add_argument("--hidden", type=int, help="width; default: the shape's")
@@ -113,8 +117,9 @@ def raced(bench: ModuleType, case, shape: Shape, arguments: argparse.Namespace):
     """The proof of equality, and the rows of the table; none where it fails."""
     from bench_results import rows_of_phases
     from bench_step import step
-    from bench_timing import phases_in_turn
+    from bench_timing import keep_memory, phases_in_turn
 
+    keep_memory()
     device = arguments.device
     batch = bench.batch_of(case, shape, device)
     parts = bench.parts_of(batch, shape.deepest_first)
@@ -130,7 +135,7 @@ def raced(bench: ModuleType, case, shape: Shape, arguments: argparse.Namespace):
         if not equality.holds(arguments.dtype):
             return equality, []
         contestants = {"TRL": lambda: step(list(them.values())), "ours": lambda: step([us])}
-        phases_in_turn(contestants, 1)  # the optimisers' states are made, and the allocator has its pages
+        phases_in_turn(contestants, WARM_UP)  # the optimisers' states are made, and the allocator has its pages
         seconds = phases_in_turn(contestants, arguments.rounds)
     tokens, work = bench.scored_tokens(batch, len(branches)), bench.work_of(case, shape, device)
     return equality, rows_of_phases(case.name, seconds, tokens, work, arguments.peak_tflops, bench.wanted(case))

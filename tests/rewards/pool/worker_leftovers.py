@@ -7,7 +7,6 @@ from pathlib import Path
 
 import psutil
 
-
 EARLIER = set()
 """Children of this process that were there before the test; other tests' servers may live as long as it does."""
 
