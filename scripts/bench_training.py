@@ -14,7 +14,6 @@ from types import ModuleType
 from bench_baseline import add_baseline_arguments, against_baseline
 from bench_family import EXITS, Shape, family_of, shape_of
 
-
 WARM_UP = 2
 """Rounds before those that count."""
 
