@@ -32,15 +32,22 @@ class Case:
     uneven: bool
     """Whether completions have .1 to 1 of the length, rather than all of it."""
     prompts: int = 1
+    budget: int | None = None
+    """Tokens of one of our packs at most; None: the step is one pack."""
 
     @property
     def name(self) -> str:
+        budget = "" if self.budget is None else f" budget {self.budget}"
+        return self.sizes + budget
+
+    @property
+    def sizes(self) -> str:
         lengths = "uneven" if self.uneven else "equal"
         return f"P{self.prompt} R{self.completion} G{self.samples} x{self.prompts} {lengths}"
 
     def lengths(self, exits: list[str]) -> dict[str, list[list[int]]]:
         """Exit -> for each prompt the tokens of its completions."""
-        draw = random.Random(self.name)
+        draw = random.Random(self.sizes)
 
         def length() -> int:
             return max(1, round(draw.uniform(0.1, 1) * self.completion)) if self.uneven else self.completion
@@ -61,7 +68,7 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
         if min(prompt, completion) < 1 or samples < 2:
             raise SystemExit(f"--cases {text}: P and R are at least 1, and G at least 2")
         found += [
-            Case(prompt, completion, samples, uneven, arguments.prompts)
+            Case(prompt, completion, samples, uneven, arguments.prompts, arguments.token_budget)
             for uneven in (False, True)
             if arguments.lengths in ("both", "uneven" if uneven else "equal")
         ]
@@ -111,7 +118,9 @@ def no_reward(completions, **kwargs) -> list[float]:
     return [0.0] * len(completions)
 
 
-def learner_of(kind: type, model, case: Case, batch: dict[str, torch.Tensor], device: str, folder: Path) -> Learner:
+def learner_of(
+    kind: type, model, case: Case, batch: dict[str, torch.Tensor], device: str, folder: Path, **options
+) -> Learner:
     """A trainer of a family, or TRL's own. The old log-probs are left in the batch, where a generation would leave
     them."""
     from datasets import Dataset
@@ -137,6 +146,7 @@ def learner_of(kind: type, model, case: Case, batch: dict[str, torch.Tensor], de
         ),
         train_dataset=Dataset.from_list([{"prompt": f"{n}"} for n in range(case.prompts)]),
         processing_class=byte_tokenizer(),
+        **options,
     )
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
@@ -157,7 +167,7 @@ def learner_of(kind: type, model, case: Case, batch: dict[str, torch.Tensor], de
 def ours(family, case: Case, batch, device: str, folder: Path) -> Learner:
     from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
 
-    return learner_of(FamilyGRPOTrainer, family, case, batch, device, folder)
+    return learner_of(FamilyGRPOTrainer, family, case, batch, device, folder, token_budget=case.budget)
 
 
 def theirs(branch, case: Case, batch, device: str, folder: Path) -> Learner:

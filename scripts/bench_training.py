@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_grpo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", nargs="+", metavar="P,R,G", help="tokens of a prompt and a completion, samples")
     parser.add_argument("--prompts", type=int, default=1, help="of a step")
+    parser.add_argument("--token-budget", type=int, help="of our packs; default: none, the step is one pack")
     add_arguments(parser)
 
 
