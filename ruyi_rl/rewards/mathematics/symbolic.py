@@ -34,11 +34,12 @@ class TooCostly(Exception):
         self.reason = reason
 
 
-def same_expression(gold: str, answer: str) -> bool:
+def same_expression(gold: str, answer: str, seconds: int | None = SECONDS) -> bool:
     """Whether two expressions mean the same.
 
     Args:
         gold, answer: LaTeX without `$` or box, as `notation.tidy` leaves it.
+        seconds: limit of each parse and of the comparison; None: none.
 
     Returns:
         True where they are equal as numbers (1e-12 relative; 1e-70 without decimals), at sample points of their shared
@@ -50,9 +51,9 @@ def same_expression(gold: str, answer: str) -> bool:
     if too_costly(gold) or too_costly(answer):
         raise TooCostly("too_costly")
     gold, answer = _avoid_gamma(gold, answer)
-    golds = _parse(gold)
-    answers = _parse(answer) if golds else ()
-    return bool(answers) and bool(_bounded(_compare, golds, answers))
+    golds = _parse(gold, seconds)
+    answers = _parse(answer, seconds) if golds else ()
+    return bool(answers) and bool(_bounded(functools.partial(_compare, seconds=seconds), golds, answers, seconds))
 
 
 def numeric_value(expression: str) -> Fraction | None:
@@ -63,8 +64,8 @@ def numeric_value(expression: str) -> Fraction | None:
     """
     if too_costly(expression):
         raise TooCostly("too_costly")
-    parsed = _parse(expression)
-    return _bounded(_value, parsed, ()) if parsed else None
+    parsed = _parse(expression, SECONDS)
+    return _bounded(_value, parsed, (), SECONDS) if parsed else None
 
 
 def _value(parsed: tuple, _: tuple) -> Fraction | None:
@@ -88,9 +89,9 @@ def _on_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _parse(expression: str) -> tuple:
+def _parse(expression: str, seconds: int | None) -> tuple:
     try:
-        return _parsed(expression)
+        return _parsed(expression, seconds)
     except _Unparsed:
         return ()
 
@@ -100,12 +101,12 @@ class _Unparsed(Exception):
 
 
 @functools.lru_cache(maxsize=4096)
-def _parsed(expression: str) -> tuple:
+def _parsed(expression: str, seconds: int | None) -> tuple:
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import parse
     from math_verify.parser import LatexExtractionConfig
 
-    limit = SECONDS if _on_main_thread() else None
+    limit = seconds if _on_main_thread() else None
     for module in ("parser", "grader"):
         # It warns of every time-out, and of every call without one.
         logging.getLogger(f"math_verify.{module}").setLevel(logging.ERROR)
@@ -127,13 +128,13 @@ def forget_parses() -> None:
     _parsed.cache_clear()
 
 
-def _bounded(compute, golds: tuple, answers: tuple):
-    """`compute` within `SECONDS`. False where sympy gives up."""
+def _bounded(compute, golds: tuple, answers: tuple, seconds: int | None):
+    """`compute` within `seconds`. False where sympy gives up."""
     from math_verify.errors import TimeoutException
     from math_verify.utils import timeout
 
     try:
-        return timeout(SECONDS if _on_main_thread() else None)(compute)(golds, answers)
+        return timeout(seconds if _on_main_thread() else None)(compute)(golds, answers)
     except TimeoutException:
         raise TooCostly("too_slow") from None
     except (RuntimeError, ArithmeticError, ValueError, TypeError, AttributeError):
@@ -141,7 +142,7 @@ def _bounded(compute, golds: tuple, answers: tuple):
         return None
 
 
-def _compare(golds: tuple, answers: tuple) -> bool:
+def _compare(golds: tuple, answers: tuple, seconds: int | None) -> bool:
     from math_verify.grader import verify
     from sympy import srepr
 
@@ -154,8 +155,8 @@ def _compare(golds: tuple, answers: tuple) -> bool:
         return decided
     if _is_large_expansion(gold) or _is_large_expansion(answer):
         raise TooCostly("too_costly")
-    # This call has its own alarm, which replaces the outer one: both end within SECONDS of here.
-    return verify(list(golds), list(answers), timeout_seconds=SECONDS if _on_main_thread() else None)
+    # This call has its own alarm, which replaces the outer one: both end within `seconds` of here.
+    return verify(list(golds), list(answers), timeout_seconds=seconds if _on_main_thread() else None)
 
 
 def _same_item(gold, answer) -> bool | None:

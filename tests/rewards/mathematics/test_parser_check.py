@@ -63,3 +63,18 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(math_verify, "parse", lambda *_, **__: [])
     with pytest.raises(ParserChanged, match="no-such-package missing"):
         check_parser()
+
+
+def test_a_slow_machine_is_no_other_parser(monkeypatch):
+    """A worker that starts in the middle of a night's run may get its first second of processor late."""
+    limits = []
+
+    def parse(text, *rest, parsing_timeout, **named):
+        limits.append(parsing_timeout)
+        return PARSE(text, *rest, parsing_timeout=parsing_timeout, **named)
+
+    monkeypatch.setattr(math_verify, "parse", parse)
+    monkeypatch.setattr(math_verify.grader, "verify", lambda *_, timeout_seconds, **__: limits.append(timeout_seconds))
+    with pytest.raises(ParserChanged):
+        check_parser()
+    assert set(limits) == {None} and len(limits) > 2
