@@ -210,6 +210,19 @@ def test_a_reward_that_cannot_start_is_refused_before_the_first_stage(stages, co
     assert len(stages.ran) == 1, "a run that needs no reward starts none"
 
 
+def test_a_token_budget_decides_nothing(stages, config):
+    """A run that has died of memory goes on with a smaller one."""
+    run_stages(config("grpo"), [])
+    ran = len(stages.ran)
+    other = config("grpo")
+    other.grpo.token_budget = 512
+    run_stages(other, [])
+    assert len(stages.ran) == ran
+    other.grpo.packed = False
+    with pytest.raises(Refusal, match="grpo.packed"):
+        run_stages(other, [])
+
+
 def test_evaluation_and_reward_decide_grpo_but_not_sft(stages, config):
     run_stages(config("grpo"), [])
     other = config("sft")

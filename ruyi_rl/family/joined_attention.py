@@ -104,7 +104,7 @@ def attention_plan(lengths: Sequence[int], prompts: Sequence[int], device: torch
         device: where the indices go.
     """
     places = torch.arange(sum(lengths)).split(list(lengths))
-    causal = tuple(_rows([places[segment] for segment in batch], device, BLOCK) for batch in like(lengths))
+    causal = tuple(_rows([places[segment] for segment in batch], device, BLOCK) for batch in length_batches(lengths))
     followers: dict[int, list[torch.Tensor]] = {}
     for segment, prompt in enumerate(prompts):
         if prompt >= 0:
@@ -113,13 +113,13 @@ def attention_plan(lengths: Sequence[int], prompts: Sequence[int], device: torch
     prefix = []
     for length in sorted({lengths[prompt] for prompt in followers}):
         same = [prompt for prompt in followers if lengths[prompt] == length]
-        for batch in like([len(asking[prompt]) for prompt in same]):
+        for batch in length_batches([len(asking[prompt]) for prompt in same]):
             queries = _rows([asking[same[row]] for row in batch], device)
             prefix.append((queries, _rows([places[same[row]] for row in batch], device)))
     return AttentionPlan(causal, tuple(prefix))
 
 
-def like(lengths: Sequence[int]) -> list[list[int]]:
+def length_batches(lengths: Sequence[int]) -> list[list[int]]:
     """Row numbers in batches of like length, longest first: at most a share of `WASTE` of a row is padding."""
     found: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):

@@ -13,7 +13,7 @@ from itertools import accumulate
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from ruyi_rl.family.joined_attention import like
+from ruyi_rl.family.joined_attention import length_batches
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def masked_plan(lengths: Sequence[int], prompts: Sequence[int], device: torch.de
     """
     starts = list(accumulate(lengths, initial=0))
     made, back, end = [], torch.zeros(starts[-1], dtype=torch.int64), 0
-    for rows in like(lengths):
+    for rows in length_batches(lengths):
         length = max(lengths[row] for row in rows)
         before = torch.tensor([lengths[prompts[row]] if prompts[row] >= 0 else 0 for row in rows])
         own = torch.tensor([lengths[row] for row in rows])

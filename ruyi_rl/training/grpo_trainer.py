@@ -1,7 +1,7 @@
 """GRPO over every exit of a family at once, on TRL's GRPOTrainer.
 
-Everything that is overridden of TRL's private surface is in this class; tests/training/test_trl_surface.py fails when
-TRL changes what it relies on.
+What is overridden of TRL's private surface is in this class and its mixins; `partial_loss` and `reference` steer what
+TRL's loss and constructor do. tests/training/test_trl_surface.py fails when TRL changes what they rely on.
 """
 
 from __future__ import annotations
@@ -373,15 +373,15 @@ class FamilyGRPOTrainer(GRPOLogs, FamilyTrainer, GRPOTrainer):
         with self.accelerator.autocast():
             return run(model, rows, self.exits, self.temperature)
 
-    def _parts(self, rows: CompletionRows, padded: int) -> list[torch.Tensor]:
-        """Row indices of each pass: packs under the token budget, or `padded` equal parts where there is none."""
+    def _parts(self, rows: CompletionRows, passes: int) -> list[torch.Tensor]:
+        """Row indices of each pass: packs under the token budget, or `passes` parts where there is none."""
         device = rows.input_ids.device
         if not self.packed:
-            return balanced_chunks(rows.exit_ids, len(self.exits), padded)
-        if padded == 1 and self.token_budget is None:
+            return balanced_chunks(rows.exit_ids, len(self.exits), passes)
+        if passes == 1 and self.token_budget is None:
             return [torch.arange(len(rows.input_ids), device=device)]
         blocks = rows.blocks(len(self.exits))
-        count = padded
+        count = passes
         if self.token_budget is not None:
             needed = torch.tensor([packs_needed(blocks, self.token_budget)], device=device)
             # As many on every rank: under ZeRO-3 each pass is a series of collectives.

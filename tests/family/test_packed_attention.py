@@ -8,7 +8,7 @@ from transformers import AttentionInterface
 
 from ruyi_rl.family import Family, attention, varlen_attention
 from ruyi_rl.family.attention import NAME, PackedAttention, family_attention
-from ruyi_rl.family.joined_attention import BLOCK, WASTE, JoinedAttention, attention_plan, like
+from ruyi_rl.family.joined_attention import BLOCK, WASTE, JoinedAttention, attention_plan, length_batches
 from ruyi_rl.family.masked_attention import masked_attention, masked_plan
 from ruyi_rl.family.varlen_attention import varlen_plan
 
@@ -138,7 +138,7 @@ def test_large_scores_leave_finite_gradients(implementation):
 
 @pytest.mark.parametrize("lengths", [[5], [3, 3, 3], [10, 8, 7, 1], [1, 100, 81, 80, 79, 2, 64], list(range(1, 60))])
 def test_rows_of_like_length_share_a_batch(lengths):
-    batches = like(lengths)
+    batches = length_batches(lengths)
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     flat = [lengths[row] for batch in batches for row in batch]
     assert flat == sorted(lengths, reverse=True)
@@ -147,7 +147,7 @@ def test_rows_of_like_length_share_a_batch(lengths):
         assert all(lengths[row] >= (1 - WASTE) * longest for row in batch)
         # No batch is cut before it must be.
         assert following is None or lengths[following[0]] < (1 - WASTE) * longest
-    assert like(lengths) == batches
+    assert length_batches(lengths) == batches
 
 
 def test_a_prompts_keys_are_never_padded_or_repeated():

@@ -4,7 +4,14 @@ from types import SimpleNamespace
 import pytest
 
 from ruyi_rl.signals import StopSignal
-from ruyi_rl.training.callbacks import MetricsFile, NoLastCheckpoint, StopOnSignal, first_and_last, read_metrics
+from ruyi_rl.training.callbacks import (
+    MetricsFile,
+    NoLastCheckpoint,
+    StopOnSignal,
+    first_and_last,
+    last_tokens,
+    read_metrics,
+)
 
 
 def state(step, main=True):
@@ -84,3 +91,8 @@ def test_the_last_step_writes_no_checkpoint(step, saved):
     control = SimpleNamespace(should_save=True)
     NoLastCheckpoint().on_step_end(None, SimpleNamespace(global_step=step, max_steps=4), control)
     assert control.should_save is saved
+
+
+def test_a_last_step_that_reuses_rollouts_hides_no_tokens():
+    assert last_tokens([{"num_tokens": 5.0}, {"num_tokens": 9.0}, {"loss": 1.0}, {"num_tokens": None}]) == 9
+    assert last_tokens([{"loss": 1.0}]) == last_tokens([]) == 0

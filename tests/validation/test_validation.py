@@ -109,6 +109,7 @@ REFUSED = {
     "grpo.exits=[small,small]": ("grpo.exits", "twice"),
     "grpo.exits=[]": ("grpo.exits", "at least one"),
     "sft.exits=[smal]": ("sft.exits", "small, medium, large"),
+    "sft.trainer.neftune_noise_alpha=5": ("sft.trainer.neftune_noise_alpha", "sft.packed=false"),
     "grpo.exit_weights={smal: 1}": ("grpo.exit_weights", "small, medium, large"),
     "grpo.exit_weights={small: -1}": ("grpo.exit_weights.small", "0 or more"),
     "sft.loss_weights.start={smal: 1}": ("sft.loss_weights.start", "small, medium, large"),
