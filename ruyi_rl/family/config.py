@@ -7,18 +7,27 @@ from types import MappingProxyType
 
 from transformers import AutoConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
-FAMILY_KEYS = ("early_exit_points", "exit_names", "shared_heads", "default_early_exit_point")
+FAMILY_KEYS = (
+    "early_exit_points",
+    "exit_names",
+    "shared_heads",
+    "default_early_exit_point",
+    "expansion_blocks",
+    "factor_ranks",
+)
 
 
 @dataclass(kw_only=True)
 class FamilyConfig:
-    """What a family adds to its backbone's configuration. The keys are those of the published Ruyi checkpoints.
+    """What a family adds to its backbone's configuration. The keys are those of the published Ruyi checkpoints, and two
+    for DaE: `expansion_blocks` and `factor_ranks`.
 
     `FamilyConfig.from_pretrained` and `FamilyConfig.from_backbone` return the class for the backbone at hand:
     `RuyiQwen2Config` or `RuyiQwen3Config`.
 
     Raises:
-        ValueError: exit positions that do not increase or do not end at the last layer; names that do not fit them.
+        ValueError: exit positions that do not increase or do not end at the last layer; names or expansion blocks that
+            do not fit them.
     """
 
     # TRL builds the reference model from this configuration and reads `auto_map` without a default. Without an
@@ -33,6 +42,10 @@ class FamilyConfig:
     """One LM head for all exits."""
     default_early_exit_point: int = -1
     """Position of the exit that runs where nobody chose one; -1: the last."""
+    expansion_blocks: list[int] = field(default_factory=list)
+    """Blocks that stand between each exit's own layer and its norm, shallowest exit first. Empty: none anywhere."""
+    factor_ranks: dict[str, int] = field(default_factory=dict)
+    """Module name -> rank of the linear layers that are stored and run as two factors."""
 
     def __post_init__(self, **kwargs):
         # The published configs carry sliding_window=4096, which masks longer contexts under sdpa and eager attention.
@@ -51,12 +64,33 @@ class FamilyConfig:
             raise ValueError(
                 f"default_early_exit_point {self.default_early_exit_point} is none of {self.early_exit_points}"
             )
+        blocks = self.expansion_blocks
+        if blocks and (len(blocks) != len(self.early_exit_points) or min(blocks) < 0):
+            raise ValueError(f"expansion_blocks {blocks} are not one number, 0 or more, for each of {self.exit_names}")
         super().__post_init__(**kwargs)
+
+    def to_dict(self):
+        """The values as they are saved; the keys of DaE only where they say something."""
+        values = super().to_dict()
+        for key in ("expansion_blocks", "factor_ranks"):
+            if not values.get(key):
+                values.pop(key, None)
+        return values
 
     @property
     def exits(self) -> dict[str, int]:
         """Exit name -> position k, shallowest first."""
         return dict(zip(self.exit_names, self.early_exit_points))
+
+    @property
+    def expansions(self) -> dict[str, int]:
+        """Exit name -> blocks between its own layer and its norm, shallowest exit first."""
+        return dict(zip(self.exit_names, self.expansion_blocks or [0] * len(self.exit_names)))
+
+    @property
+    def depths(self) -> dict[str, int]:
+        """Exit name -> layers of its branch, k + 1 and its expansion blocks."""
+        return {name: k + 1 + self.expansions[name] for name, k in self.exits.items()}
 
     @property
     def default_exit(self) -> str:
@@ -100,11 +134,11 @@ class FamilyConfig:
         return config
 
     def branch_config(self, exit: str) -> PreTrainedConfig:
-        """The stock Qwen configuration of one exit's branch: depth k + 1, no family keys."""
+        """The stock Qwen configuration of one exit's branch: its depth, no family keys, factored layers merged."""
         values = self.to_dict()
         for key in (*FAMILY_KEYS, "model_type", "architectures", "transformers_version", "layer_types", "auto_map"):
             values.pop(key, None)
-        values["num_hidden_layers"] = self.exits[exit] + 1
+        values["num_hidden_layers"] = self.depths[exit]
         return self.backbone_config_class(**values)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -13,11 +13,22 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ruyi_rl.family.compression import compress
 from ruyi_rl.family.config import EEQwen3Config, FamilyConfig, RuyiQwen2Config, RuyiQwen3Config
+from ruyi_rl.family.expansion import expand
+from ruyi_rl.family.factorisation import MatrixReport
+from ruyi_rl.family.modeling_factored_qwen import FactoredLinear, empty_model, factor_modules
 from ruyi_rl.family.output import FamilyOutput
 from ruyi_rl.family.pack import Pack
 from ruyi_rl.family.trunk import FamilyModel, FamilyPreTrainedModel
-from ruyi_rl.family.weights import base_sources, branch_sources, parameters_of
+from ruyi_rl.family.weights import (
+    base_sources,
+    branch_sources,
+    dense,
+    expansion_parameters,
+    parameters_of,
+    tensors_of,
+)
 from ruyi_rl.training.log_probs import token_statistics
 
 OUTPUTS = ("logits", "hidden_states", "log_probs")
@@ -46,6 +57,7 @@ class Family(FamilyPreTrainedModel, GenerationMixin):
             for _ in range(1 if config.shared_heads else len(config.exits))
         ]
         self.lm_head = heads[0] if config.shared_heads else nn.ModuleList(heads)
+        factor_modules(self, {name: rank for name, rank in config.factor_ranks.items() if name.startswith("lm_head.")})
         self._exit_in_scope: str | None = None
         self.post_init()
 
@@ -54,11 +66,11 @@ class Family(FamilyPreTrainedModel, GenerationMixin):
         """Exit name -> position k, shallowest first."""
         return self.config.exits
 
-    def head(self, exit: str) -> nn.Linear:
+    def head(self, exit: str) -> nn.Linear | FactoredLinear:
         """The LM head that an exit reads its logits from."""
         return self.lm_head if self.config.shared_heads else self.lm_head[list(self.exits).index(exit)]
 
-    def get_output_embeddings(self) -> nn.Linear:
+    def get_output_embeddings(self) -> nn.Linear | FactoredLinear:
         """The head of the exit in scope, or of the default exit."""
         return self.head(self._exit_in_scope or self.config.default_exit)
 
@@ -202,20 +214,84 @@ class Family(FamilyPreTrainedModel, GenerationMixin):
             raise ValueError(f"no such exit: {unknown}; this family has {list(self.exits)}")
         return rows
 
-    def freeze_except(self, exits: Iterable[str]) -> list[str]:
+    def freeze_except(self, exits: Iterable[str], only_expansion: bool = False) -> list[str]:
         """Stop gradients of every parameter that none of these exits runs through; return the frozen names.
 
         To be called before an optimiser or a DeepSpeed engine is built: a trainable parameter that a micro-batch leaves
         unused corrupts ZeRO-3's accumulated gradients in silence.
+
+        Args:
+            only_expansion: train the exits' expansion blocks, norms and heads alone (Ruyi2 report, DaE). No other exit
+                changes then; a shared head stays as it is.
+
+        Raises:
+            ValueError: an exit that the family does not have, or with `only_expansion` one that is not expanded.
         """
-        self._resolve(list(exits))
-        used = parameters_of(self.config, exits, [name for name, _ in self.named_parameters()])
+        exits = list(self._resolve(list(exits)))
+        names = [name for name, _ in self.named_parameters()]
+        if only_expansion:
+            if plain := [name for name in exits if not self.config.expansions[name]]:
+                raise ValueError(f"exits {plain} have no expansion blocks; this family's: {self.config.expansions}")
+            used = expansion_parameters(self.config, exits, names)
+        else:
+            used = parameters_of(self.config, exits, names)
         frozen = []
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in used)
             if name not in used:
                 frozen.append(name)
         return frozen
+
+    def expand(self, exit: str, blocks: int = 3, init: str = "gaussian", seed: int = 0, again: bool = False) -> Family:
+        """Append decoder blocks between an exit's own layer and its norm, in place; its logits do not change at all.
+
+        To be called on a whole family, before an optimiser or an engine is built.
+
+        Args:
+            exit: any exit, the last included.
+            blocks: how many.
+            init: `gaussian`: matrices with std `initializer_range`; `clone`: those of the branch's last layer. In both
+                cases W_o and W_down are 0 (Ruyi2 report, §4.3.2).
+            seed: decides the draws.
+            again: append to an exit that has new blocks already.
+
+        Returns:
+            This family.
+
+        Raises:
+            ValueError: no such exit, blocks below 1, expanded already without `again`, or compressed.
+        """
+        expand(self, exit, blocks, init, seed, again)
+        return self
+
+    def compress(
+        self,
+        exit: str,
+        ratio: float = 0.4,
+        calibration: Iterable[Mapping[str, torch.Tensor]] = (),
+        method: str = "budgeted",
+        progress: Callable[[str], None] | None = None,
+    ) -> list[MatrixReport]:
+        """Store and run an expanded exit's new blocks and head as thin factors, in place (Ruyi2 report, §4.4).
+
+        A head that all exits share stays as it is. Warns where the calibration has fewer tokens than a matrix columns.
+
+        Args:
+            exit: an exit with expansion blocks.
+            ratio: share of their parameters that is removed, up to rounding ranks down.
+            calibration: batches of token rows like those that the exit is to serve: dicts with `input_ids`
+                (batch, length) and where rows are padded `attention_mask`.
+            method: `svd`, `whitened` or `budgeted`; see `compress_matrices`.
+            progress: gets a line of text now and then.
+
+        Returns:
+            A report per matrix, in the order of the blocks; the head comes last.
+
+        Raises:
+            ValueError: no such exit, not expanded, compressed already, a ratio outside (0, 1), an unknown method, no
+                calibration, or NaN or infinity in it. The family is then as it was.
+        """
+        return compress(self, exit, ratio, calibration, method, progress)
 
     def branch_parameters(self, exit: str) -> int:
         """Number of parameters of an exit's branch."""
@@ -225,11 +301,12 @@ class Family(FamilyPreTrainedModel, GenerationMixin):
         return sum(getattr(p, "ds_numel", p.numel()) for name, p in self.named_parameters() if name in names)
 
     def branch(self, exit: str, copy: bool = True) -> PreTrainedModel:
-        """The stock Qwen2ForCausalLM or Qwen3ForCausalLM of one exit.
+        """The stock Qwen2ForCausalLM or Qwen3ForCausalLM of one exit; factored layers are merged.
 
         Args:
             exit: the exit's name.
-            copy: False shares the family's tensors instead of copying them: training one then trains the other.
+            copy: False shares the family's tensors instead of copying them: training one then trains the other. What
+                is merged is always a copy.
         """
         self._resolve(exit)
         config = self.config.branch_config(exit)
@@ -237,11 +314,47 @@ class Family(FamilyPreTrainedModel, GenerationMixin):
         with torch.device("meta"):
             stock = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
         own = self.state_dict()
+
+        def tensor(source: str) -> torch.Tensor:
+            parts = [own[name] for name in tensors_of(self.config, source)]
+            return dense(parts).clone() if copy and len(parts) == 1 else dense(parts)
+
         sources = branch_sources(self.config, exit, stock.state_dict())
-        _fill(stock, {name: own[source].clone() if copy else own[source] for name, source in sources.items()})
+        _fill(stock, {name: tensor(source) for name, source in sources.items()})
         if self.generation_config is not None:
             stock.generation_config = GenerationConfig.from_dict(self.generation_config.to_dict())
         return stock.train(self.training)
+
+    def factored_branch(self, exit: str, copy: bool = True) -> PreTrainedModel:
+        """The FactoredQwen2ForCausalLM or FactoredQwen3ForCausalLM of one exit: its branch, the factors as they are.
+
+        Args:
+            exit: the exit's name.
+            copy: False shares the family's tensors, as in `branch`.
+
+        Raises:
+            ValueError: no such exit, or one without factored layers.
+        """
+        self._resolve(exit)
+        config, ranks = self.config.branch_config(exit), self.config.factor_ranks
+        config._attn_implementation, config.dtype = self.config._attn_implementation, self.dtype
+        with torch.device("meta"):
+            stock = AutoModelForCausalLM.from_config(config)
+            dense_sources = branch_sources(self.config, exit, stock.state_dict())
+            factored = {
+                name.removesuffix(".weight"): ranks[source.removesuffix(".weight")]
+                for name, source in dense_sources.items()
+                if source.removesuffix(".weight") in ranks
+            }
+            if not factored:
+                raise ValueError(f"{exit} has no factored layers: branch() is its model")
+            model = empty_model(config, factored)
+        own = self.state_dict()
+        sources = branch_sources(self.config, exit, model.state_dict())
+        _fill(model, {name: own[source].clone() if copy else own[source] for name, source in sources.items()})
+        if self.generation_config is not None:
+            model.generation_config = GenerationConfig.from_dict(self.generation_config.to_dict())
+        return model.train(self.training)
 
     @classmethod
     def from_base(

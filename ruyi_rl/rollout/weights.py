@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
 
 from ruyi_rl.family import Family, FamilyConfig
-from ruyi_rl.family.weights import branch_sources
+from ruyi_rl.family.weights import branch_sources, dense, tensors_of
 
 SHARD_BYTES = 4 * 2**30
 """Size from which a weight file is closed and the next begun: what rank 0 holds in memory beside the family."""
@@ -26,8 +26,8 @@ class BranchTensor:
 
     name: str
     """In the stock model."""
-    source: str
-    """In the family."""
+    sources: tuple[str, ...]
+    """In the family: one, or the two factors whose product it is."""
     shape: tuple[int, ...]
 
 
@@ -35,7 +35,7 @@ def branch_layout(config: FamilyConfig, exit: str, private: bool = False) -> lis
     """The tensors of an exit's branch, layer by layer as an engine likes to load them; tied heads are left out.
 
     Args:
-        private: only what the branch shares with no deeper exit: its own layer, its norm, and a head of its own.
+        private: only what the branch shares with no deeper exit: its own layers, its norm, and a head of its own.
     """
     stock_config = config.branch_config(exit)
     with torch.device("meta"):
@@ -43,39 +43,41 @@ def branch_layout(config: FamilyConfig, exit: str, private: bool = False) -> lis
         stock = MODEL_FOR_CAUSAL_LM_MAPPING[type(stock_config)](stock_config)
     shapes = {name: tuple(parameter.shape) for name, parameter in stock.named_parameters()}
     sources = branch_sources(config, exit, shapes)
-    own_layer = f"model.layers.{config.exits[exit]}."
+    own = tuple(f"model.layers.{number}." for number in range(config.exits[exit], config.depths[exit]))
 
     def kept(name: str) -> bool:
-        own = name.startswith(own_layer) or name == "model.norm.weight"
-        return not private or own or (name == "lm_head.weight" and not config.shared_heads)
+        mine = name.startswith(own) or name == "model.norm.weight"
+        return not private or mine or (name == "lm_head.weight" and not config.shared_heads)
 
-    return [BranchTensor(name, sources[name], shape) for name, shape in shapes.items() if kept(name)]
+    return [
+        BranchTensor(name, tensors_of(config, sources[name]), shape) for name, shape in shapes.items() if kept(name)
+    ]
 
 
 def branch_tensors(family: Family, layout: list[BranchTensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """(stock name, whole tensor) for each tensor of the layout, in its order; detached, in the family's dtype.
 
-    Under ZeRO-3 each is gathered when its turn comes and given up after it, so that no rank ever holds more than one
-    whole tensor of the family for this; every rank has to run the iterator to its end.
+    Factors are merged. Under ZeRO-3 each tensor is gathered when its turn comes and given up after it, so that no rank
+    ever holds more than one of the family for this; every rank has to run the iterator to its end.
     """
     parameters = dict(family.named_parameters())
     for tensor in layout:
-        parameter = parameters[tensor.source]
-        with whole(parameter):
+        parts = [parameters[name] for name in tensor.sources]
+        with whole(parts):
+            data = dense([part.detach() for part in parts])
             # A gathered tensor is freed when its turn is over, but the engine may keep it until its layer is complete.
-            data = parameter.detach()
-            yield tensor.name, data.clone() if hasattr(parameter, "ds_id") else data
+            yield tensor.name, data.clone() if len(parts) == 1 and hasattr(parts[0], "ds_id") else data
 
 
 @contextmanager
-def whole(parameter: torch.nn.Parameter) -> Iterator[None]:
-    """The parameter unsharded, where ZeRO-3 shards it."""
-    if not hasattr(parameter, "ds_id"):
+def whole(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+    """The parameters unsharded, where ZeRO-3 shards them."""
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
         yield
         return
     from deepspeed import zero
 
-    with zero.GatheredParameters([parameter]):
+    with zero.GatheredParameters(parameters):
         yield
 
 

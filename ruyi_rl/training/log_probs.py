@@ -10,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
+from ruyi_rl.family.modeling_factored_qwen import FactoredLinear
+
 VOCABULARY_CHUNK = {"cuda": 32768, "cpu": 4096}
 """Columns of a tile of logits. Without Triton the kernel holds several copies of a tile of 4,096 tokens."""
 TOKEN_CHUNK = 1024
@@ -28,7 +30,7 @@ class TokenStatistics:
 
 
 def token_statistics(
-    hidden: torch.Tensor, head: nn.Linear, targets: torch.Tensor, temperature: float = 1.0
+    hidden: torch.Tensor, head: nn.Linear | FactoredLinear, targets: torch.Tensor, temperature: float = 1.0
 ) -> TokenStatistics:
     """Score `targets` under softmax(head(hidden) / temperature).
 
@@ -37,10 +39,13 @@ def token_statistics(
 
     Args:
         hidden: (tokens, hidden).
-        head: the LM head; its weight is (vocab, hidden).
+        head: the LM head; its weight is (vocab, hidden). Of a factored one the inner factor runs here as it is, and the
+            kernel gets the outer one.
         targets: (tokens,) int64.
         temperature: the logits are divided by it.
     """
+    if isinstance(head, FactoredLinear):
+        hidden, head = head.v(hidden), head.u
     if hidden.dtype == torch.float64:
         return _float64_statistics(hidden, head, targets, temperature)
     with maybe_gather_lm_head_ctx(head.weight, head.bias):

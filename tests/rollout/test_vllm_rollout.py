@@ -1,5 +1,6 @@
 """Engines in this process against the family itself, computed here in plain torch."""
 
+import copy
 import gc
 import os
 import random
@@ -336,6 +337,40 @@ def test_the_trunk_is_held_once(kind, family, rollout, tmp_path):
     assert [c.token_ids for c in separate] == [c.token_ids for c in rollout.generate(requests, SAMPLINGS["plain"])]
     alone.close()
     assert_equal_log_probs(family, requests, rollout.generate(requests, SAMPLINGS["plain"]))
+
+
+def test_expanded_and_compressed_exits(vllm, tmp_path):
+    """The shallowest exit's branch is deeper than the trunk and than the engine that it takes the trunk from."""
+    kind = "qwen3, separate heads"
+    family = new_family(kind).expand("small", 5).expand("large", 1)
+    config = copy.deepcopy(family.config)
+    config.factor_ranks = {"model.expansions.0.1.mlp.up_proj": 9, "model.expansions.2.0.self_attn.q_proj": 7}
+    config.factor_ranks["lm_head.0"] = 20
+    compressed = Family(config).eval()
+    compressed.load_state_dict(family.state_dict(), strict=False)
+    for parameter in compressed.model.expansions.parameters():  # the silent matrices too
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    assert config.depths == {"small": 6, "medium": 2, "large": 5}
+    rollout = VllmRollout(RolloutOptions(), spec_of(compressed, tmp_path))
+    models = {exit: engine.model for exit, engine in rollout.engines.items()}
+    for exit, depth in EXITS.items():
+        assert len(models[exit].model.layers) == config.depths[exit]
+        for layer in range(min(config.depths[exit], config.depths["large"])):
+            path = f"model.layers.{layer}.mlp.down_proj"
+            one = models[exit].get_submodule(path) is models["large"].get_submodule(path)
+            assert one == (layer < depth or exit == "large")
+    requests = requests_for(EXITS)
+    for _ in range(2):
+        rollout.update_weights(compressed)
+        assert_equal_log_probs(compressed, requests, rollout.generate(requests, SAMPLINGS["plain"]))
+        move(compressed)
+    compressed.freeze_except(["small", "large"], only_expansion=True)
+    loss = compressed(torch.tensor([PROMPTS[-1]]), labels=torch.tensor([PROMPTS[-1]])).loss
+    loss.backward()
+    torch.optim.SGD([p for p in compressed.parameters() if p.requires_grad], 0.05).step()
+    rollout.update_weights(compressed)
+    assert_equal_log_probs(compressed, requests, rollout.generate(requests, SAMPLINGS["plain"]))
+    rollout.close()
 
 
 def test_some_exits_closed_and_made_again(vllm, tmp_path):
