@@ -5,10 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ruyi_rl.data.options import DataOptions
-from ruyi_rl.family.options import ModelOptions
+from ruyi_rl.family.options import CompressOptions, ExpandOptions, ModelOptions
 from ruyi_rl.rewards.options import RewardOptions
 from ruyi_rl.rollout.options import RolloutOptions
-from ruyi_rl.stages.options import CheckRewardOptions, GenerateOptions, NewRewardOptions, ServeOptions
+from ruyi_rl.stages.options import (
+    CheckRewardOptions,
+    EvalOptions,
+    ExportOptions,
+    GenerateOptions,
+    NewRewardOptions,
+    ServeOptions,
+)
 from ruyi_rl.training.options import DeepSpeedOptions, EvaluationOptions, GRPOOptions, SFTOptions
 
 
@@ -50,9 +57,15 @@ class RunConfig:
     deepspeed: DeepSpeedOptions = field(default_factory=DeepSpeedOptions)
     pretrain: SFTOptions = field(default_factory=SFTOptions)
     sft: SFTOptions = field(default_factory=SFTOptions)
+    expand: ExpandOptions = field(default_factory=ExpandOptions)
+    expanded_pretrain: SFTOptions = field(default_factory=SFTOptions)
+    expanded_sft: SFTOptions = field(default_factory=SFTOptions)
     grpo: GRPOOptions = field(default_factory=GRPOOptions)
+    compress: CompressOptions = field(default_factory=CompressOptions)
+    eval: EvalOptions = field(default_factory=EvalOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     generate: GenerateOptions = field(default_factory=GenerateOptions)
     serve: ServeOptions = field(default_factory=ServeOptions)
+    export: ExportOptions = field(default_factory=ExportOptions)
     new_reward: NewRewardOptions = field(default_factory=NewRewardOptions)
     check_reward: CheckRewardOptions = field(default_factory=CheckRewardOptions)

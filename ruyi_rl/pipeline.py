@@ -22,11 +22,15 @@ from ruyi_rl.run_folder import (
     require_writable,
 )
 
-ORDER = ("init", "pretrain", "sft", "grpo")
+ORDER = ("init", "pretrain", "sft", "expand", "expanded_pretrain", "expanded_sft", "grpo", "compress", "eval")
 """The stages of this version, in the order in which they make sense."""
+TWINS = {"expanded_pretrain": "pretrain", "expanded_sft": "sft"}
+"""Stage -> the stage that it does again after `expand`."""
+WITHOUT_FAMILY = ("eval",)
+"""Stages that leave no family, so that no other can start from them."""
 REWARD_TOOLS = ("new_reward", "check_reward")
 """Tools for the author of a reward: they need no family."""
-TOOLS = ("generate", "serve", *REWARD_TOOLS)
+TOOLS = ("generate", "serve", "export", *REWARD_TOOLS)
 """What `stage` may name besides: they leave nothing for another stage; the others read a finished family
 (`ruyi_rl.tools`)."""
 
@@ -34,7 +38,12 @@ DECIDED_BY = {
     "init": ("model", "seed"),
     "pretrain": ("data", "pretrain", "seed"),
     "sft": ("data", "sft", "seed"),
+    "expand": ("expand", "seed"),
+    "expanded_pretrain": ("data", "expanded_pretrain", "seed"),
+    "expanded_sft": ("data", "expanded_sft", "seed"),
     "grpo": ("data", "grpo", "reward", "rollout", "evaluation", "seed"),
+    "compress": ("data", "compress", "reward", "rollout", "evaluation", "seed"),
+    "eval": ("data", "eval", "reward", "rollout", "evaluation", "seed"),
 }
 """Stage -> the blocks of the config that decide its result, besides what decides its input."""
 
@@ -109,12 +118,18 @@ def chain(config: RunConfig) -> list[str]:
 
 
 def check_stages(config: RunConfig) -> None:
-    """Refuse `stages` that hold an unknown name, or one twice."""
+    """Refuse `stages` that hold an unknown name, or one twice, or one after a stage that leaves no family."""
     for stage in config.stages:
         if stage not in ORDER:
             raise Refusal("stages", f"no stage {stage!r}", nearest(stage, ORDER))
-    if len(set(config.stages)) < len(config.stages):
-        raise Refusal("stages", f"a stage is named twice: {config.stages}", "each stage has one folder in the run")
+    for stage in config.stages:
+        if config.stages.count(stage) > 1:
+            twin = next((name for name, of in TWINS.items() if of == stage), None)
+            hint = f"after expand it is {twin}" if twin else "each stage has one folder in the run"
+            raise Refusal("stages", f"{stage} is named twice in {config.stages}", hint)
+    for stage in config.stages[:-1]:
+        if stage in WITHOUT_FAMILY:
+            raise Refusal("stages", f"{stage} leaves no family for the next one in {config.stages}", f"{stage} last")
 
 
 def deciding(config: dict[str, Any], stage: str) -> dict[str, Any]:
@@ -133,6 +148,11 @@ def decides(key: str) -> bool:
     if key == "grpo.token_budget":
         return False  # memory alone: a run that died of it goes on with a smaller one
     return not ("trainer" in parts and parts[-1] in UNDECIDING)
+
+
+def reads_reward(config: RunConfig, stage: str) -> bool:
+    """Whether a stage cannot do its work without the `reward` group; sft measures only where it can."""
+    return stage == "grpo" or (stage in ("compress", "eval") and config.evaluation.problems > 0)
 
 
 def steps(config: RunConfig) -> list[Step]:
@@ -181,7 +201,7 @@ def pending(steps: list[Step], config: RunConfig) -> list[Work]:
             if step.folder.holds_work(manifest):
                 in_the_way = another_config(step, manifest, config)
             work.insert(0, Work(step, resume=False))
-        elif manifest.status == DONE and step.folder.holds_family():
+        elif manifest.status == DONE and (step.stage in WITHOUT_FAMILY or step.folder.holds_family()):
             break
         else:
             if step.folder.checkpoints():
@@ -249,7 +269,7 @@ def run_stages(config: RunConfig, overrides: list[str]) -> None:
     from ruyi_rl.rewards.scoring import check_start
 
     with ranks.connected(), ExitStack() as held:
-        if any(item.step.stage == "grpo" for item in work):
+        if any(reads_reward(config, item.step.stage) for item in work):
             check_start(config.reward)  # before the hours of the stages that it stands on
         ranks.on_rank_zero(lambda: held.enter_context(locked(run)))
         # Read again under the lock: another process may have finished the work in between.

@@ -75,6 +75,8 @@ def test_config_is_printed_with_the_runs_name(tmp_path):
         (["stage=grpo", "grpo.trainer.num_generations=1"], ["num_generations", "1", "2 or more"]),
         (["stage=grpo", "data=rows", "data.path=missing.jsonl"], ["data.path", "missing.jsonl"]),
         (["stage=generate"], ["runs/tiny-arithmetic", "stage=grpo", "start_from"]),
+        (["stage=compress"], ["stages=[init,sft,expand,grpo,compress]"]),
+        (["stage=expand", "expand.blocks=0"], ["expand.blocks", "0", "1 or more"]),
         (["stage=grpo", "launch=true"], ["launch", "stage=serve"]),
         (["stage=grpo", "num_processes=2", "model.exits={a: 1}"], ["model.exits", "must be at 4"]),
         (["stage=grpo", "x={"], ["x={"]),
@@ -100,6 +102,7 @@ def test_nothing_heavy_is_imported_before_a_run(tmp_path):
         "commands = [[], ['--help'], ['stage=grpo', '--cfg', 'job'], ['stage=grop'], ['stage=grpo', 'seed=x'],\n"
         "            ['stage=grpo', 'grpo.trainer.num_generations=1'], ['stage=grpo', 'run_dir=/proc/x'],\n"
         "            ['stage=generate'], ['stage=serve', 'launch=true'], ['stage=check_reward', 'reward=mth'],\n"
+        "            ['stage=expand', 'expand.init=x'], ['stage=compress'], ['stage=eval', 'eval.exits=[x]'],\n"
         "            ['stage=new_reward', 'name=class'], ['stage=new_reward', 'name=mine']]\n"
         "print('statuses', [main(command) for command in commands])\n"
         f"print('heavy', [name for name in {HEAVY} if name in sys.modules])\n"
@@ -107,7 +110,7 @@ def test_nothing_heavy_is_imported_before_a_run(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
-    assert "statuses [0, 0, 0, 2, 2, 2, 2, 2, 2, 2, 2, 0]\n" in result.stdout, result.stderr
+    assert "statuses [0, 0, 0, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 0]\n" in result.stdout, result.stderr
     assert "heavy []\n" in result.stdout
 
 

@@ -16,7 +16,13 @@ from ruyi_rl.rewards import scoring
 from ruyi_rl.rewards.options import RewardFunctionOptions
 from ruyi_rl.run_folder import StageFolder, config_hash
 
-EXITS = {"init": {"k": 1, "layers": 2, "parameters": 3}, "grpo": {"reward_first": 0.1, "reward_last": 0.2}}
+SIZE = {"k": 1, "layers": 2, "parameters": 3, "bytes": 4}
+SIZES = {f"{key}_{when}": 3 for key in ("parameters", "bytes") for when in ("before", "after")}
+EXITS = {"grpo": {"reward_first": 0.1, "reward_last": 0.2}, "compress": SIZES}
+EXITS |= dict.fromkeys(("init", "expand", "eval"), SIZE)
+TOP = {"expand": {"exit": "1.7B", "blocks": 3, "trained_share": 0.5}}
+TOP |= {"compress": {"exit": "1.7B", "method": "budgeted", "ratio": 0.4, "recover_steps": 0}}
+DAE = ["init", "sft", "expand", "expanded_sft", "grpo", "compress", "eval"]
 JOINT = {"loss_first": 2.0, "loss_last": 1.0, "accuracy_first": 0.1, "accuracy_last": 0.2}
 
 
@@ -33,8 +39,9 @@ class Stages:
         def run(context):
             self.ran.append((stage, context.step.input and context.step.input.name))
             self.act.get(stage, lambda context: None)(context)
-            (context.folder / "config.json").write_text("{}")
-            return {"exits": {"1.7B": EXITS.get(stage, JOINT)}}
+            if stage != "eval":
+                (context.folder / "config.json").write_text("{}")
+            return {"exits": {"1.7B": EXITS.get(stage, JOINT)}, **TOP.get(stage, {})}
 
         return SimpleNamespace(run=run)
 
@@ -82,6 +89,44 @@ def test_pipeline_runs_all_of_stages(stages, config):
 
 def test_a_stage_out_of_the_list_stands_on_those_that_come_before_it(config):
     assert chain(config("pretrain")) == ["init", "pretrain"]
+    assert chain(config("expand")) == ["init", "sft", "expand"]
+    assert chain(config("eval")) == ["init", "sft", "grpo", "eval"]
+    assert chain(config("grpo", stages=DAE)) == DAE[:-2]
+
+
+def test_the_stages_of_dae_run_one_after_the_other(stages, config):
+    run_stages(config("pipeline", stages=DAE), [])
+    assert stages.ran == [(stage, before) for stage, before in zip(DAE, [None, *DAE])]
+    run_stages(config("pipeline", stages=DAE), [])
+    run_stages(config("eval", stages=DAE), [])
+    assert len(stages.ran) == len(DAE), "eval is done without a family of its own"
+    run_stages(config("eval", stages=DAE, fresh=True), [])
+    assert stages.names == [*DAE, "eval"]
+
+
+def test_only_its_own_block_decides_a_stage_of_dae(stages, config):
+    run_stages(config("pipeline", stages=DAE), [])
+    ran = len(stages.ran)
+
+    def first_in_the_way(**changes):
+        other = config("pipeline", stages=DAE)
+        for key, value in changes.items():
+            block, name = key.split("__")
+            setattr(getattr(other, block), name, value)
+        with pytest.raises(Refusal, match="made with another config") as refused:
+            run_stages(other, [])
+        return refused.value.problem.split(" was made")[0].rpartition("/")[2]
+
+    assert first_in_the_way(expand__blocks=2) == "expand"
+    assert first_in_the_way(expanded_sft__train_only="expansion") == "expanded_sft"
+    assert first_in_the_way(sft__packed=False) == "sft"
+    assert first_in_the_way(compress__ratio=0.3) == "compress"
+    assert first_in_the_way(eval__exits=["1.7B"]) == "eval"
+    shown = config("pipeline", stages=DAE)
+    shown.compress.trainer = {"logging_steps": 3}
+    shown.export.format = "factored"
+    run_stages(shown, [])
+    assert len(stages.ran) == ran
 
 
 @pytest.mark.parametrize(
@@ -89,7 +134,10 @@ def test_a_stage_out_of_the_list_stands_on_those_that_come_before_it(config):
     [
         ({"stage": "grop"}, "did you mean 'grpo'"),
         ({"stages": ["init", "stf"]}, "did you mean 'sft'"),
-        ({"stages": ["init", "sft", "sft"]}, "twice"),
+        ({"stages": ["init", "sft", "sft"]}, "sft is named twice.*after expand it is expanded_sft"),
+        ({"stages": ["init", "pretrain", "pretrain"]}, "pretrain is named twice.*after expand it is expanded_pretrain"),
+        ({"stages": ["init", "sft", "grpo", "grpo"]}, "grpo is named twice.*one folder"),
+        ({"stages": ["init", "sft", "eval", "grpo"]}, "eval leaves no family.*eval last"),
         ({"stages": ["sft", "grpo"]}, "begin with init"),
         ({"stage": "pipeline", "start_from": "."}, "does not start from a family"),
         ({"start_from": "nowhere"}, "no family in nowhere"),
@@ -206,8 +254,15 @@ def test_a_reward_that_cannot_start_is_refused_before_the_first_stage(stages, co
     with pytest.raises(Refusal, match="no sandbox here") as refused:
         run_stages(of("grpo"), [])
     assert refused.value.key == "reward.functions.a" and stages.ran == []
+    measured = of("eval")
+    measured.stages = ["init", "eval"]
+    with pytest.raises(Refusal, match="no sandbox here"):
+        run_stages(measured, [])
     run_stages(of("init"), [])
     assert len(stages.ran) == 1, "a run that needs no reward starts none"
+    measured.evaluation.problems = 0
+    run_stages(measured, [])
+    assert stages.names == ["init", "eval"]
 
 
 def test_a_token_budget_decides_nothing(stages, config):

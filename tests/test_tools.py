@@ -38,6 +38,15 @@ def test_the_furthest_finished_stage_is_read_whatever_its_config(tmp_path):
     assert find_family(config(f"run_dir={run}", "start_from=elsewhere")).name == "elsewhere"
 
 
+def test_what_dae_has_made_is_further_and_eval_holds_no_family(tmp_path):
+    run = tmp_path / "x"
+    for stage in ("init", "sft", "expand", "expanded_sft", "grpo", "compress"):
+        left(run, stage)
+        assert find_family(config(f"run_dir={run}")).name == stage
+    left(run, "eval", family=False)
+    assert find_family(config(f"run_dir={run}")).name == "compress"
+
+
 def test_the_order_is_the_pipelines_and_stages_run_by_hand_count(tmp_path):
     run = tmp_path / "x"
     left(run, "init")
@@ -46,7 +55,10 @@ def test_the_order_is_the_pipelines_and_stages_run_by_hand_count(tmp_path):
     left(run, "grpo")
     other = left(run, "sft")
     assert find_family(config(f"run_dir={run}", "stages=[init,grpo,sft]")) == other
-    assert stage_order(["init", "grpo", "sft"]) == ["pretrain", "init", "grpo", "sft"]
+    assert stage_order(["init", "grpo", "sft"]) == [
+        *("pretrain", "expand", "expanded_pretrain", "expanded_sft", "compress", "eval"),
+        *("init", "grpo", "sft"),
+    ]
 
 
 def test_a_run_without_a_family_is_refused_with_what_there_is(tmp_path):

@@ -25,7 +25,7 @@ from ruyi_rl.validation.trainers import check_trainer_fields
 
 UNNAMED = (
     *("stage", "name", "run_dir", "fresh", "num_processes", "launch"),
-    *("generate", "serve", "new_reward", "check_reward"),
+    *("generate", "serve", "export", "new_reward", "check_reward"),
 )
 """Keys that do not enter the run's default name: they decide what is done and where, not with which result."""
 
@@ -163,7 +163,7 @@ def to_run_config(config: DictConfig) -> RunConfig:
     result.run_dir = str(Path(result.run_dir).expanduser())
     paths = (
         *((result.model, "base"), (result.data, "path"), (result, "start_from")),
-        *((result.generate, "file"), (result.generate, "output"), (result.serve, "output")),
+        *((result.generate, "file"), (result.generate, "output"), (result.serve, "output"), (result.export, "output")),
         *((result.check_reward, "completions"), (result.check_reward, "output")),
     )
     for holder, key in paths:

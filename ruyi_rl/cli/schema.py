@@ -45,7 +45,7 @@ def nearest_key(path: str, siblings: list[str]) -> str:
         return f"did you mean {'.'.join(filter(None, (parent, close[0])))!r}?"
     elsewhere = [key for key in key_paths() if key.rpartition(".")[2] == word]
     if elsewhere:
-        shallow = sorted(elsewhere, key=lambda key: key.count("."))[:3]
+        shallow = sorted(elsewhere, key=lambda key: (key.count("."), len(key)))[:3]
         return "did you mean " + " or ".join(repr(key) for key in shallow) + "?"
     return "one of: " + ", ".join(sorted(siblings))
 

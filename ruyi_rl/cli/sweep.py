@@ -85,6 +85,8 @@ def written(config: RunConfig) -> tuple[str, str | None]:
         return "generate.output", config.generate.output
     if config.stage.name == "serve":
         return "serve.output", config.serve.output
+    if config.stage.name == "export":
+        return "export.output", config.export.output
     if config.stage.name == "check_reward":
         return "check_reward.output", config.check_reward.output
     if config.stage.name == "new_reward":

@@ -37,6 +37,8 @@ class StepPlan:
     """Tokens of a row at most."""
     weights: Mapping[str, int]
     """Bytes of the weights of each exit's branch, and of the whole family under `family`."""
+    trained: tuple[int, int] | None = None
+    """Number of parameters that are trained, and of all; None: not known."""
     exits: int = 1
     """Exits that answer every prompt; 1 where a row serves all exits in one pass."""
     generations: int = 1
@@ -130,6 +132,9 @@ def plan_table(plan: StepPlan) -> Table:
     )
     for name, size in plan.weights.items():
         table.add_row(f"weights of {name}", byte_size(size), "the whole family" if name == "family" else "its branch")
+    if plan.trained is not None:
+        trained, whole = plan.trained
+        table.add_row("trained parameters", f"{trained:,}", f"of {whole:,}: gradients and optimiser state for these")
     return table
 
 

@@ -136,5 +136,11 @@ class TrainingProgress(TrainerCallback):
 
 def status(metric: str, exits: Sequence[str], logs: Mapping[str, Any]) -> str:
     """`reward  1.7B 0.31  8B 0.42`; empty where the log has none."""
-    found = [f"{exit} {logs[f'{exit}/{metric}']:.3f}" for exit in exits if logs.get(f"{exit}/{metric}") is not None]
+    values = {exit: logs.get(f"{exit}/{metric}") for exit in exits}
+    # The loss of a recovery may be a millionth.
+    found = [
+        f"{exit} {value:{'.3f' if value == 0 or abs(value) >= 0.01 else '.3g'}}"
+        for exit, value in values.items()
+        if value is not None
+    ]
     return "  ".join([metric, *found]) if found else ""

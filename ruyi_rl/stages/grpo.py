@@ -26,7 +26,7 @@ from ruyi_rl.rewards.scoring import RewardScorer
 from ruyi_rl.rollout.record import ReplayRollout, RolloutFile
 from ruyi_rl.rollout.worker import Rollout
 from ruyi_rl.stages.held_out import measure, measured_already, release_memory, reward_failures
-from ruyi_rl.stages.inputs import chosen_exits, load_to_train, load_tokenizer, weight_bytes
+from ruyi_rl.stages.inputs import chosen_exits, load_to_train, load_tokenizer, trained_parameters, weight_bytes
 from ruyi_rl.stages.rollout_only import record_rollouts
 from ruyi_rl.stages.rollouts import completion_limit, rollouts
 from ruyi_rl.training.arguments import trainer_arguments
@@ -46,7 +46,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _run(context: StageContext, scorer: RewardScorer) -> dict[str, Any]:
     config, failures = context.config, reward_failures(context)
-    exits = chosen_exits(context.input, config.grpo.exits, "grpo.exits")
+    exits = chosen_exits(context.input, config.grpo, "grpo")
     needs = {column for columns in check_reward(config.reward).values() for column in columns}
     splits = load_data(config.data, config.seed, "grpo", needs)
     args = arguments(context, sharded=False)  # refuses bad values before minutes of measuring
@@ -152,6 +152,7 @@ def _trainer(
             train_dataset=inputs.rows,
             processing_class=inputs.tokenizer,
             exits=list(inputs.exits),
+            train_only=context.config.grpo.train_only,
             advantage_scale=context.config.grpo.advantage.scale,
             exit_weights=context.config.grpo.exit_weights,
             packed=context.config.grpo.packed,
@@ -196,6 +197,7 @@ def _train(context: StageContext, inputs: Inputs, rollout: Rollout) -> None:
             prompts=Prompts(report.kept, longest, report.limit, report.dropped),
             longest_row=longest + args.max_completion_length,
             weights=weight_bytes(trainer.model),
+            trained=trained_parameters(trainer.model),
             exits=len(inputs.exits),
             generations=args.num_generations,
             generation_batch=plan.completions,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from ruyi_rl.family import Family, FamilyConfig
 from ruyi_rl.family.options import ModelOptions
 from ruyi_rl.refusal import Refusal, nearest
 from ruyi_rl.training.callbacks import CastAtEnd
+from ruyi_rl.training.family_trainer import trained_exits
+from ruyi_rl.training.options import GRPOOptions, SFTOptions
 
 
 def load_family(folder: Path, options: ModelOptions) -> Family:
@@ -92,22 +94,40 @@ def end_at_turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [last, *ends]
 
 
-def chosen_exits(folder: Path, chosen: Sequence[str] | None, key: str) -> dict[str, int]:
-    """Exit name -> position k of the exits to train, shallowest first; None: all of the family in `folder`.
+def chosen_exits(folder: Path, options: SFTOptions | GRPOOptions, block: str) -> dict[str, int]:
+    """Exit name -> position k of the exits that a block trains, shallowest first.
+
+    Args:
+        folder: the family that the training starts from.
+        block: key of the block.
 
     Raises:
-        Refusal: an exit that the family has not.
+        Refusal: an exit that the family has not, or with `train_only` one that has no expansion blocks.
     """
-    exits = FamilyConfig.from_pretrained(str(folder)).exits
-    for name in chosen or ():
-        if name not in exits:
-            raise Refusal(key, f"no exit {name!r} in {folder}", nearest(name, exits))
-    return {name: k for name, k in exits.items() if chosen is None or name in chosen}
+    config = FamilyConfig.from_pretrained(str(folder))
+    for name in options.exits or ():
+        if name not in config.exits:
+            raise Refusal(f"{block}.exits", f"no exit {name!r} in {folder}", nearest(name, config.exits))
+        if options.train_only is not None and not config.expansions[name]:
+            expanded = [exit for exit, blocks in config.expansions.items() if blocks]
+            allowed = f"one of {expanded}" if expanded else "a family that stage=expand has made"
+            raise Refusal(f"{block}.exits", f"{name} has no expansion blocks in {folder}", allowed)
+    try:
+        chosen = options.exits or trained_exits(config, options.train_only)
+    except ValueError as error:
+        raise Refusal(f"{block}.train_only", f"{error} in {folder}", "a family that stage=expand has made") from None
+    return {name: k for name, k in config.exits.items() if name in chosen}
 
 
 def device() -> torch.device:
     """This rank's device."""
     return torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def trained_parameters(family: Family) -> tuple[int, int]:
+    """Number of parameters that take gradients, and of all; under ZeRO-3 as if they were not sharded."""
+    sizes = [(getattr(parameter, "ds_numel", parameter.numel()), parameter) for parameter in family.parameters()]
+    return sum(size for size, parameter in sizes if parameter.requires_grad), sum(size for size, _ in sizes)
 
 
 def weight_bytes(family: Family) -> dict[str, int]:

@@ -16,7 +16,7 @@ from ruyi_rl.execution import StageContext
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.report.batch import Prompts, StepPlan, plan_table, sft_steps
 from ruyi_rl.stages.held_out import release_memory
-from ruyi_rl.stages.inputs import load_to_train, weight_bytes
+from ruyi_rl.stages.inputs import load_to_train, trained_parameters, weight_bytes
 from ruyi_rl.training.arguments import trainer_arguments
 from ruyi_rl.training.callbacks import first_and_last, last_tokens, read_metrics
 from ruyi_rl.training.deepspeed import deepspeed_config
@@ -78,6 +78,7 @@ def joint_training(
                 train_dataset=rows,
                 processing_class=tokenizer,
                 exits=list(exits),
+                train_only=options.train_only,
                 loss_weights=weights,
                 packed=options.packed,
                 callbacks=callbacks,
@@ -99,6 +100,7 @@ def joint_training(
         prompts=lengths,
         longest_row=args.max_length if args.packing else lengths.longest,
         weights=sizes,
+        trained=trained_parameters(trainer.model),
     )
     context.console.print(plan_table(plan))
     description = context.step.stage if phase == 1 else f"{context.step.stage}, stage two"

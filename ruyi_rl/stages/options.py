@@ -1,9 +1,20 @@
-"""What each tool is asked for, one block a tool. Importing this module imports no torch."""
+"""What `eval` and each tool is asked for, a block each. Importing this module imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+
+EXPORT_FORMATS = ("merged", "factored")
+"""What `export.format` may be."""
+
+
+@dataclass
+class EvalOptions:
+    """The `eval` block, read by `stage=eval`."""
+
+    exits: list[str] | None = None
+    """Exits to measure; None: all of the family."""
 
 
 @dataclass
@@ -49,6 +60,19 @@ class ServeOptions:
     log-probabilities of the distribution that it drew from."""
     engine: dict[str, Any] = field(default_factory=dict)
     """Any further flag of `vllm serve`, such as `max_model_len`."""
+
+
+@dataclass
+class ExportOptions:
+    """The `export` block, read by `stage=export`."""
+
+    exit: str | None = None
+    """The exit whose branch is exported; None: the family's default exit."""
+    format: str = "merged"
+    """`merged`: a stock Qwen; `factored`: the factors of a compressed exit as they are, fewer bytes, with a modelling
+    file that loads them through `trust_remote_code`."""
+    output: str | None = None
+    """Folder that the branch is exported to; None: `<run_dir>/export/<exit>-<format>`."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`stage=pretrain`: joint (continued) pre-training of all branches on plain text, every token counted."""
+"""`stage=pretrain` and `stage=expanded_pretrain`: joint (continued) pre-training on plain text, every token counted."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ WHOLE_DOCUMENTS = {"packing": True, "packing_strategy": "wrapped"}
 
 def run(context: StageContext) -> dict[str, Any]:
     """Trains on the `text` column of the data."""
-    config = context.config
-    exits = chosen_exits(context.input, config.pretrain.exits, "pretrain.exits")
+    config, stage = context.config, context.step.stage
+    options = getattr(config, stage)
+    exits = chosen_exits(context.input, options, stage)
     tokenizer = load_tokenizer(context.input)
     rows = load_data(config.data, config.seed, "pretrain").train
     if not context.kept("trained"):
@@ -28,7 +29,7 @@ def run(context: StageContext) -> dict[str, Any]:
             rows,
             tokenizer,
             exits,
-            config.pretrain,
+            options,
             start=context.input,
             save_to=context.folder,
             checkpoints=context.folder,
@@ -37,5 +38,5 @@ def run(context: StageContext) -> dict[str, Any]:
         context.keep("trained", True)
     if ranks.rank() == 0:
         rows = read_metrics(context.folder / "metrics.jsonl")
-        draw_curves(rows, list(exits), ["loss"], context.folder / "curves.png", f"{config.name}: pretrain")
+        draw_curves(rows, list(exits), ["loss"], context.folder / "curves.png", f"{config.name}: {stage}")
     return training_summary(context, exits)

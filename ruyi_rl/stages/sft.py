@@ -1,4 +1,5 @@
-"""`stage=sft`: joint multi-branch fine-tuning, with an optional second stage that replays rows of the first."""
+"""`stage=sft` and `stage=expanded_sft`: joint multi-branch fine-tuning, with an optional second stage that replays rows
+of the first."""
 
 from __future__ import annotations
 
@@ -21,19 +22,21 @@ from ruyi_rl.stages.inputs import chosen_exits, load_tokenizer
 from ruyi_rl.stages.joint import closing_weights, joint_training, training_summary
 from ruyi_rl.stages.rollouts import completion_limit, rollouts
 from ruyi_rl.training.callbacks import read_metrics
+from ruyi_rl.training.options import StageTwoOptions
 from ruyi_rl.training.replay import mixed_rows
 
 
 def run(context: StageContext) -> dict[str, Any]:
     """Trains, and measures the held-out pass rates of the trained exits."""
-    config, options = context.config, context.config.sft
-    exits = chosen_exits(context.input, options.exits, "sft.exits")
+    config, stage = context.config, context.step.stage
+    options = getattr(config, stage)
+    exits = chosen_exits(context.input, options, stage)
     tokenizer = load_tokenizer(context.input)
     splits = load_data(config.data, config.seed, "sft")
     judged = config.evaluation.problems > 0 and can_judge(context, splits.test)
     if judged:
         check_start(config.reward)  # a reward that cannot start should not be found out after the training
-    second = mixture(context, splits.train) if options.stage_two.data is not None else None
+    second = mixture(context, options.stage_two, splits.train) if options.stage_two.data is not None else None
 
     first_folder = context.folder if second is None else context.folder / PHASES[0]
     if not context.kept("trained_one"):
@@ -70,7 +73,7 @@ def run(context: StageContext) -> dict[str, Any]:
     if ranks.rank() == 0:
         rows = read_metrics(context.folder / "metrics.jsonl")
         metrics = ["loss", "mean_token_accuracy"]
-        draw_curves(rows, list(exits), metrics, context.folder / "curves.png", f"{config.name}: sft")
+        draw_curves(rows, list(exits), metrics, context.folder / "curves.png", f"{config.name}: {stage}")
     if judged:
         # The rows as grpo will load them, so that its first measurement is this one.
         held_out = load_data(config.data, config.seed, "grpo").test
@@ -89,7 +92,7 @@ def run(context: StageContext) -> dict[str, Any]:
                 reward_failures(context),
                 list(exits),
                 rollout,
-                "held-out pass rate after sft",
+                f"held-out pass rate after {stage}",
             )
         if found is not None:
             summary["held_out"] = found
@@ -107,23 +110,23 @@ def can_judge(context: StageContext, rows: Dataset) -> bool:
     return not missing
 
 
-def mixture(context: StageContext, first: Dataset) -> Dataset:
+def mixture(context: StageContext, stage_two: StageTwoOptions, first: Dataset) -> Dataset:
     """The second stage's rows with the replayed ones.
 
     Raises:
         Refusal: a replayed share that cannot be.
     """
-    config, stage_two = context.config, context.config.sft.stage_two
+    config, block = context.config, f"{context.step.stage}.stage_two"
     second = load_data(stage_two.data, config.seed, "sft").train
     forms = [{"messages", "completion"} & set(rows.column_names) for rows in (first, second)]
     if forms[0] != forms[1]:
         names = [" and ".join(sorted(form)) for form in forms]
         raise Refusal(
-            "sft.stage_two.data",
+            f"{block}.data",
             f"has rows of {names[1]}, but the first stage's are of {names[0]}",
             "rows of one form in both stages, so that the first can be replayed",
         )
     try:
         return mixed_rows(first, second, stage_two.replay, config.seed)
     except ValueError as error:
-        raise Refusal("sft.stage_two.replay", str(error)) from error
+        raise Refusal(f"{block}.replay", str(error)) from error

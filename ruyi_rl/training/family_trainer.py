@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from ruyi_rl.family import Family, FamilyConfig
 from ruyi_rl.training.callbacks import PhaseBorders
+from ruyi_rl.training.options import TRAIN_ONLY
 from ruyi_rl.training.phases import PhaseClock, in_phase, phase_metrics
 
 
@@ -46,14 +48,34 @@ class FamilyTrainer:
         return [name for name in super().get_decay_parameter_names(model) if ".norms." not in name]
 
 
-def train_only(family, exits: Sequence[str] | None) -> list[str]:
-    """Freeze what the exits do not run through; return their names, shallowest first.
+def freeze_others(family: Family, exits: Sequence[str] | None, train_only: str | None = None) -> list[str]:
+    """Freeze what is not to be trained; return the names of the trained exits, shallowest first.
 
     To be called before an engine is built: a trainable parameter without a gradient corrupts what ZeRO-3 accumulates.
 
+    Args:
+        exits: names; None: all, or with `expansion` all that have expansion blocks.
+        train_only: None: all that the exits run through; `expansion`: what DaE trains, see `Family.freeze_except`.
+
     Raises:
-        ValueError: an exit that the family does not have, or none at all.
+        ValueError: an exit that the family does not have, or none at all; nothing that could be trained so.
     """
-    chosen = list(family.exits) if exits is None else list(exits)
-    family.freeze_except(chosen)
+    if train_only not in (None, *TRAIN_ONLY):
+        raise ValueError(f"train_only must be one of {(None, *TRAIN_ONLY)}, not {train_only!r}")
+    chosen = trained_exits(family.config, train_only) if exits is None else list(exits)
+    family.freeze_except(chosen, only_expansion=train_only is not None)
     return [name for name in family.exits if name in chosen]
+
+
+def trained_exits(config: FamilyConfig, train_only: str | None) -> list[str]:
+    """The exits that are trained where none is named, shallowest first.
+
+    Raises:
+        ValueError: `expansion`, and no exit has expansion blocks.
+    """
+    if train_only is None:
+        return list(config.exits)
+    expanded = [name for name, blocks in config.expansions.items() if blocks]
+    if not expanded:
+        raise ValueError(f"train_only={train_only}: no exit of {list(config.exits)} has expansion blocks")
+    return expanded

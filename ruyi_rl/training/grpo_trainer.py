@@ -28,7 +28,7 @@ from ruyi_rl.training.advantages import group_advantages, normalized_advantages
 from ruyi_rl.training.arguments import check_correction, check_token_budget
 from ruyi_rl.training.batches import plan_batches
 from ruyi_rl.training.exit_metrics import failure_metrics
-from ruyi_rl.training.family_trainer import FamilyTrainer, train_only
+from ruyi_rl.training.family_trainer import FamilyTrainer, freeze_others
 from ruyi_rl.training.grpo_logs import GRPOLogs
 from ruyi_rl.training.partial_loss import loss_share, mean_entropy, unreported
 from ruyi_rl.training.phases import in_phase
@@ -62,6 +62,8 @@ class FamilyGRPOTrainer(GRPOLogs, FamilyTrainer, GRPOTrainer):
         reward_funcs: as for GRPOTrainer, or a `RewardScorer`, whose functions are isolated and composed as its options
             say, and run while further completions are generated.
         exits: names of the exits to train; None: all. Parameters that none of them runs through are frozen.
+        train_only: `expansion`: also freeze all but the exits' expansion blocks, norms and heads; without `exits` those
+            that have such blocks are trained.
         advantage_scale: see `group_advantages`.
         exit_weights: exit -> w_e; 1 where not named.
         packed: whether log-probs are computed in packs, each prompt once and nothing padded, or in padded rows.
@@ -91,6 +93,7 @@ class FamilyGRPOTrainer(GRPOLogs, FamilyTrainer, GRPOTrainer):
         eval_dataset=None,
         *,
         exits: Sequence[str] | None = None,
+        train_only: str | None = None,
         advantage_scale: str = "group",
         exit_weights: Mapping[str, float] | None = None,
         packed: bool = True,
@@ -104,7 +107,7 @@ class FamilyGRPOTrainer(GRPOLogs, FamilyTrainer, GRPOTrainer):
         if self._scorer is not None:
             reward_funcs = self._scorer.functions
             self._failures = failures or RewardFailures(self._scorer.options)
-        self.exits = deepest_first(train_only(model, exits), model.exits)
+        self.exits = deepest_first(freeze_others(model, exits, train_only), model.exits)
         self.advantage_scale = advantage_scale
         exit_weights = exit_weights or {}
         self.exit_weights = {name: float(exit_weights.get(name, 1.0)) for name in self.exits}

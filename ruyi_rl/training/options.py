@@ -1,4 +1,4 @@
-"""Options of `sft`, `pretrain`, `grpo`, `evaluation` and `deepspeed`. Importing this module imports no torch."""
+"""Options of the training stages, `evaluation` and `deepspeed`. Importing this module imports no torch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 """Mode -> ZeRO stage."""
 DEEPSPEED_MODES = ("auto", "off", *ZERO_STAGES)
 """What `deepspeed.mode` may be."""
+
+TRAIN_ONLY = ("expansion",)
+"""What `train_only` may be, besides null."""
 
 
 @dataclass
@@ -44,10 +47,14 @@ class StageTwoOptions:
 
 @dataclass
 class SFTOptions:
-    """The `sft` and `pretrain` blocks: joint multi-branch training."""
+    """The `sft` and `pretrain` blocks and their `expanded_` twins: joint multi-branch training."""
 
     exits: list[str] | None = None
-    """Exits to train; None: all. Parameters that only other exits use are frozen."""
+    """Exits to train; None: all, or with `train_only` all that have expansion blocks. Parameters that only other exits
+    use are frozen."""
+    train_only: str | None = None
+    """None: all that the exits run through. `expansion`: their expansion blocks, norms and heads alone, and only of
+    exits that have such blocks; no other exit changes then."""
     packed: bool = True
     """Compute a batch without its padding. `false`: as it is padded, the reference. Goes with TRL's `trainer.packing`,
     which joins rows into longer ones, and then is exact with every attention implementation."""
@@ -73,7 +80,11 @@ class GRPOOptions:
     """The `grpo` block."""
 
     exits: list[str] | None = None
-    """Exits to train; None: all. Parameters that only other exits use are frozen."""
+    """Exits to train; None: all, or with `train_only` all that have expansion blocks. Parameters that only other exits
+    use are frozen."""
+    train_only: str | None = None
+    """None: all that the exits run through. `expansion`: their expansion blocks, norms and heads alone, and only of
+    exits that have such blocks; no other exit changes then."""
     advantage: AdvantageOptions = field(default_factory=AdvantageOptions)
     """How rewards become advantages."""
     exit_weights: dict[str, float] = field(default_factory=dict)

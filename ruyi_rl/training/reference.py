@@ -21,7 +21,7 @@ def reference_of(policy: PreTrainedModel) -> PreTrainedModel:
     shared is the `Parameter` object, not only its storage: moving or casting the one model in place, as DeepSpeed's
     engines and `Module.to` do, moves or casts it in the other too.
 
-    To be called after the policy is frozen (see `train_only`) and before a trainer or an engine gets it, since their
+    To be called after the policy is frozen (see `freeze_others`) and before a trainer or an engine gets it, since their
     hooks and replaced forwards would be copied. What is frozen here must stay so, and nobody may write to it.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from trl import SFTTrainer
 
 from ruyi_rl.family.output import FamilyOutput
-from ruyi_rl.training.family_trainer import FamilyTrainer, train_only
+from ruyi_rl.training.family_trainer import FamilyTrainer, freeze_others
 from ruyi_rl.training.packing import pack_sequences
 from ruyi_rl.training.rows import deepest_first
 from ruyi_rl.training.schedules import LossWeights
@@ -21,6 +21,7 @@ class FamilySFTTrainer(FamilyTrainer, SFTTrainer):
 
     Args:
         exits: names of the exits to train. Parameters that none of them runs through are frozen.
+        train_only: `expansion`: also freeze all but the exits' expansion blocks, norms and heads.
         loss_weights: λ per exit over the run; None: 1 each.
         packed: whether a batch is computed without its padding, as one pack, or as it is padded. In a pack, rows that
             hold several sequences (`packing`, `padding_free`) attend exactly whatever the attention implementation.
@@ -33,12 +34,13 @@ class FamilySFTTrainer(FamilyTrainer, SFTTrainer):
         self,
         *args,
         exits: Sequence[str] | None = None,
+        train_only: str | None = None,
         loss_weights: LossWeights | None = None,
         packed: bool = True,
         model,
         **kwargs,
     ):
-        self.exits = train_only(model, exits)
+        self.exits = freeze_others(model, exits, train_only)
         ones = dict.fromkeys(self.exits, 1.0)
         self.loss_weights = loss_weights or LossWeights(ones, ones)
         self.packed = packed

@@ -18,7 +18,8 @@ BACKBONES = {
 }
 FAMILIES = ("ruyi_qwen2", "ruyi_qwen3", "ee_qwen3")
 DTYPES = ("float32", "bfloat16", "float16")
-CHAT_STAGES = ("sft", "grpo")
+CHAT_STAGES = ("sft", "expanded_sft", "grpo", "compress", "eval")
+"""Stages that render chats."""
 
 
 def check_model(config: RunConfig) -> None:
@@ -45,22 +46,6 @@ def check_model(config: RunConfig) -> None:
         _check_base(model, read_model_config("model.base", folder))
     elif model.exits:
         check_exits(model.exits, None)
-
-
-def known_exits(config: RunConfig) -> dict[str, int] | None:
-    """Exit name -> position, as far as it can be told without the hub; None where it cannot.
-
-    The configuration must have passed `check_model`.
-    """
-    folder = Path(config.start_from) if config.start_from is not None else None
-    key = "start_from"
-    if folder is None and config.model.base is not None:
-        key, folder = "model.base", local_folder(config.model.base)
-    if folder is not None:
-        stored = read_model_config(key, folder)
-        if stored["model_type"] in FAMILIES:
-            return family_exits(stored)
-    return config.model.exits or None
 
 
 def check_exits(exits: dict[str, int], num_hidden_layers: int | None) -> None:
@@ -95,15 +80,16 @@ def check_chat_template(config: RunConfig, stages: list[str]) -> None:
         ("start_from", config.start_from) if config.start_from is not None else ("model.base", config.model.base)
     )
     folder = None if path is None else local_folder(path)
-    if folder is None or ("sft" in stages and config.sft.trainer.get("chat_template_path")):
-        return
+    stage = next(name for name in stages if name in CHAT_STAGES)
+    trainer = getattr(getattr(config, stage), "trainer", {})
+    if folder is None or trainer.get("chat_template_path"):
+        return  # a template that sft brings is saved for those after it
     file = folder / "tokenizer_config.json"
     if not file.is_file():
         raise Refusal(key, f"{folder} holds no tokenizer (tokenizer_config.json)", "save the tokenizer with the model")
     if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return
     if not _read_json(key, file).get("chat_template"):
-        stage = next(name for name in stages if name in CHAT_STAGES)
         raise Refusal(
             key,
             f"the tokenizer in {folder} has no chat template, which stage {stage} needs",

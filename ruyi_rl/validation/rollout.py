@@ -30,8 +30,12 @@ READ_BY = {
 ADDRESS = re.compile(r"https?://[^\s/:]+(:\d+)?(/\S*)?")
 
 
-def check_rollout(options: RolloutOptions, exits: Mapping[str, int] | None, world_size: int) -> None:
-    """Check the block; `exits` is None where the family's exits are not known.
+def check_rollout(options: RolloutOptions, depths: Mapping[str, int] | None, world_size: int) -> None:
+    """Check the block.
+
+    Args:
+        depths: exit name -> layers of its branch; None where the family is not known.
+        world_size: ranks over all machines.
 
     Raises:
         Refusal: an unknown or impossible value, an option that the back end does not read, vLLM asked for where it is
@@ -57,15 +61,15 @@ def check_rollout(options: RolloutOptions, exits: Mapping[str, int] | None, worl
     for name in ("timeout", "start_timeout"):
         require(f"rollout.{name}", getattr(options, name), getattr(options, name) > 0, "seconds, above 0")
     require("rollout.max_failures", options.max_failures, options.max_failures >= 0, "0 or more")
-    _check_workers(options, exits)
-    starts = options.backend == "vllm_server" and (exits is None or not set(exits) <= set(options.addresses))
+    _check_workers(options, depths)
+    starts = options.backend == "vllm_server" and (depths is None or not set(depths) <= set(options.addresses))
     problem = vllm_problem() if options.backend == "vllm" or starts else None
     if problem:
         raise Refusal("rollout", f"{options.backend} cannot be used: {problem}", REMEDY)
     if options.engine and vllm_problem() is None:
         _check_engine(options.engine)
     if options.addresses and rank() == 0:
-        _ask_addresses(options, exits)
+        _ask_addresses(options, depths)
 
 
 def _check_read(options: RolloutOptions) -> None:
@@ -92,9 +96,9 @@ def _check_engine(engine: Mapping[str, Any]) -> None:
             )
 
 
-def _check_workers(options: RolloutOptions, exits: Mapping[str, int] | None) -> None:
+def _check_workers(options: RolloutOptions, depths: Mapping[str, int] | None) -> None:
     for name in ("workers", "devices", "addresses"):
-        require_exits(f"rollout.{name}", list(getattr(options, name)), exits)
+        require_exits(f"rollout.{name}", list(getattr(options, name)), depths)
     for exit, count in options.workers.items():
         require(f"rollout.workers.{exit}", count, count >= 1, "1 or more")
         if exit in options.addresses:
@@ -117,7 +121,7 @@ def _check_workers(options: RolloutOptions, exits: Mapping[str, int] | None) -> 
             raise Refusal("rollout.exchange", f"cannot write in {folder}", "a folder that is there and can be written")
 
 
-def _ask_addresses(options: RolloutOptions, exits: Mapping[str, int] | None) -> None:
+def _ask_addresses(options: RolloutOptions, depths: Mapping[str, int] | None) -> None:
     """Refuse servers that do not answer or serve another depth; all else is asked when the engines are needed."""
     # httpx is for those who name servers.
     from ruyi_rl.rollout.servers.addresses import answering_layers
@@ -128,10 +132,10 @@ def _ask_addresses(options: RolloutOptions, exits: Mapping[str, int] | None) -> 
         if layers is None:
             command = "stage=serve serve.exit=<exit> prints a command that starts it"
             raise Refusal(key, f"{url} does not answer", command)
-        if exits is not None and layers and layers != exits[exit] + 1:
+        if depths is not None and layers and layers != depths[exit]:
             raise Refusal(
                 key,
-                f"{url} serves another model, of {layers} layers: the branch of {exit} has {exits[exit] + 1}",
+                f"{url} serves another model, of {layers} layers: the branch of {exit} has {depths[exit]}",
                 "the address of a server of this exit",
             )
 

@@ -8,16 +8,29 @@ from pathlib import Path
 
 from ruyi_rl.config import RunConfig
 from ruyi_rl.data.check import check_data
-from ruyi_rl.pipeline import REWARD_TOOLS, TOOLS, chain
+from ruyi_rl.data.options import DataOptions
+from ruyi_rl.pipeline import REWARD_TOOLS, TOOLS, TWINS, chain, reads_reward
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.rewards.check import check_reward
 from ruyi_rl.validation.authoring import check_reward_tool
 from ruyi_rl.validation.deepspeed import check_deepspeed
-from ruyi_rl.validation.model import check_chat_template, check_model, known_exits
+from ruyi_rl.validation.expansion import families
+from ruyi_rl.validation.known_family import KnownFamily, known_family
+from ruyi_rl.validation.model import CHAT_STAGES, check_chat_template, check_model
 from ruyi_rl.validation.rollout import check_lengths, check_rollout
 from ruyi_rl.validation.serving import check_launch, check_tool
-from ruyi_rl.validation.training import check_aggregation, check_evaluation, check_grpo, check_pretrain, check_sft
+from ruyi_rl.validation.training import (
+    check_aggregation,
+    check_eval,
+    check_evaluation,
+    check_grpo,
+    check_pretrain,
+    check_sft,
+)
 from ruyi_rl.validation.values import require
+
+ROWS = {**{name: name for name in ("pretrain", "sft", "grpo")}, **TWINS, "compress": "sft", "eval": "grpo"}
+"""Stage -> the form in which it reads rows (`check_data`); the others read none."""
 
 
 def validate(config: RunConfig) -> None:
@@ -41,23 +54,34 @@ def validate(config: RunConfig) -> None:
     check_deepspeed(config.deepspeed)
 
     check_model(config)
-    exits = known_exits(config)
-    if "pretrain" in stages:
-        check_pretrain(config.pretrain, exits)
-    if "sft" in stages:
-        check_sft("sft", config.sft, exits)
+    before = families(config, stages, known_family(config))
+    for stage in stages:
+        _check_stage(config, stage, before[stage])
     columns: set[str] = set()
-    if "grpo" in stages:
-        check_grpo(config.grpo, exits, _world_size(config), config.rollout.backend)
+    if any(reads_reward(config, stage) for stage in stages):
         columns = {column for names in check_reward(config.reward).values() for column in names}
-        check_aggregation(config.reward, config.grpo)
-    if "sft" in stages or "grpo" in stages:
+    if measuring := [stage for stage in stages if stage in CHAT_STAGES]:
         check_chat_template(config, stages)
         check_evaluation(config.evaluation)
-        check_rollout(config.rollout, exits, _world_size(config))
+        last = before[measuring[-1]]
+        check_rollout(config.rollout, None if last is None else last.depths, _world_size(config))
         check_lengths(config.rollout, config.grpo.trainer, config.evaluation.max_new_tokens)
     _check_data(config, stages, sorted(columns))
     check_writable(Path(config.run_dir))
+
+
+def _check_stage(config: RunConfig, stage: str, family: KnownFamily | None) -> None:
+    """Check the block of a stage that starts from this family."""
+    kind = TWINS.get(stage, stage)
+    if kind == "pretrain":
+        check_pretrain(stage, getattr(config, stage), family)
+    elif kind == "sft":
+        check_sft(stage, getattr(config, stage), family)
+    elif kind == "grpo":
+        check_grpo(config.grpo, family, _world_size(config), config.rollout.backend)
+        check_aggregation(config.reward, config.grpo)
+    elif kind == "eval":
+        check_eval(config.eval.exits, family)
 
 
 def check_writable(folder: Path) -> None:
@@ -74,17 +98,27 @@ def check_writable(folder: Path) -> None:
 
 
 def _check_data(config: RunConfig, stages: list[str], columns: list[str]) -> None:
-    """Check the rows of every stage; `columns`: what the rewards read of them in `grpo`."""
+    """Check the rows of every stage; `columns`: what the rewards read of them in `grpo` and `eval`."""
     for stage in stages:
-        if stage == "init":
+        if stage not in ROWS:
             continue
-        check_data(config.data, stage, columns if stage == "grpo" else ())
-        second = getattr(getattr(config, stage), "stage_two", None)
+        block, form = getattr(config, stage), ROWS[stage]
+        own = block.data if stage == "compress" else None
+        if own is None:
+            check_data(config.data, form, columns if form == "grpo" else ())
+        else:
+            _check_own_data(own, form, stage)
+        second = getattr(block, "stage_two", None)
         if second is not None and second.data is not None:
-            try:
-                check_data(second.data, stage)
-            except Refusal as refusal:
-                raise Refusal(f"{stage}.stage_two.{refusal.key}", refusal.problem, refusal.allowed) from None
+            _check_own_data(second.data, form, f"{stage}.stage_two")
+
+
+def _check_own_data(options: DataOptions, form: str, block: str) -> None:
+    """Check the rows of a block that has some of its own."""
+    try:
+        check_data(options, form)
+    except Refusal as refusal:
+        raise Refusal(f"{block}.{refusal.key}", refusal.problem, refusal.allowed) from None
 
 
 def _world_size(config: RunConfig) -> int:

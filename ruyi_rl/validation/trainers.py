@@ -13,6 +13,11 @@ TRAINERS = {
     "pretrain.stage_two.trainer": "sft",
     "sft.trainer": "sft",
     "sft.stage_two.trainer": "sft",
+    "expanded_pretrain.trainer": "sft",
+    "expanded_pretrain.stage_two.trainer": "sft",
+    "expanded_sft.trainer": "sft",
+    "expanded_sft.stage_two.trainer": "sft",
+    "compress.trainer": "sft",
     "grpo.trainer": "grpo",
 }
 """Key of a block of trainer fields -> whose fields they are (see `trainer_fields`)."""
@@ -43,6 +48,14 @@ GRPO_DECIDED_ELSEWHERE = {
     "auto_find_batch_size": "a smaller batch would split the groups; lower per_device_train_batch_size",
 }
 
+COMPRESS_DECIDED_ELSEWHERE = {
+    "max_steps": "use compress.recover_steps",
+    "num_train_epochs": "use compress.recover_steps",
+    "max_length": "use compress.max_length",
+}
+OF_BLOCK = {"grpo.trainer": GRPO_DECIDED_ELSEWHERE, "compress.trainer": COMPRESS_DECIDED_ELSEWHERE}
+"""Block -> fields that it decides elsewhere, beside those of all."""
+
 
 def check_trainer_fields(config: dict[str, Any]) -> None:
     """Check every block of trainer fields of a configuration.
@@ -58,7 +71,7 @@ def check_trainer_fields(config: dict[str, Any]) -> None:
         values: Any = config
         for name in block.split("."):
             values = values[name]
-        elsewhere = DECIDED_ELSEWHERE | (GRPO_DECIDED_ELSEWHERE if trainer == "grpo" else {})
+        elsewhere = DECIDED_ELSEWHERE | OF_BLOCK.get(block, {})
         class_name = CONFIG_SOURCES[trainer][1]
         for name, value in values.items():
             key = f"{block}.{name}"

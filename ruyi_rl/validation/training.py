@@ -1,4 +1,4 @@
-"""The `sft`, `pretrain`, `grpo` and `evaluation` blocks."""
+"""The blocks of the training stages, `eval` and `evaluation`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.rewards.options import RewardOptions
 from ruyi_rl.training.batches import plan_batches
-from ruyi_rl.training.options import ADVANTAGE_SCALES, EvaluationOptions, GRPOOptions, SFTOptions
+from ruyi_rl.training.options import ADVANTAGE_SCALES, TRAIN_ONLY, EvaluationOptions, GRPOOptions, SFTOptions
 from ruyi_rl.training.schedules import PRESETS, SCHEDULES, loss_weights
+from ruyi_rl.validation.known_family import KnownFamily
 from ruyi_rl.validation.trainer_fields import trainer_fields
 from ruyi_rl.validation.values import require, require_choice, require_exits
 
@@ -43,9 +44,13 @@ GRPO_WITHOUT_MEANING = WITHOUT_MEANING | {
 NOT_NEGATIVE = ("learning_rate", "weight_decay", "warmup_steps", "beta", "epsilon", "max_grad_norm")
 
 
-def check_sft(block: str, options: SFTOptions, exits: Mapping[str, int] | None) -> None:
-    """Check `sft` or `pretrain` (`block`); `exits` is None where the family's exits are not known."""
-    trained = trained_exits(f"{block}.exits", options.exits, exits)
+def check_sft(block: str, options: SFTOptions, family: KnownFamily | None) -> None:
+    """Check `sft`, `pretrain` or a twin of theirs (`block`).
+
+    Args:
+        family: the family that the stage starts from; None where it is not known.
+    """
+    trained = trained_exits(block, options, family)
     weights, key = options.loss_weights, f"{block}.loss_weights"
     require_choice(f"{key}.preset", weights.preset, (*PRESETS, None))
     require_choice(f"{key}.schedule", weights.schedule, (*SCHEDULES, None))
@@ -73,43 +78,44 @@ def check_sft(block: str, options: SFTOptions, exits: Mapping[str, int] | None) 
                 f"{trainer['neftune_noise_alpha']} is scaled by a row's length, and a pack is one row of a whole batch",
                 f"{block}.packed=false, or no noise",
             )
-        _check_numbers(f"{block}.{name}", trainer)
-        _check_meaning(f"{block}.{name}", trainer, SFT_WITHOUT_MEANING)
+        check_numbers(f"{block}.{name}", trainer)
+        check_meaning(f"{block}.{name}", trainer, SFT_WITHOUT_MEANING)
 
 
-def check_pretrain(options: SFTOptions, exits: Mapping[str, int] | None) -> None:
-    """Check `pretrain`: as `sft`, but for a second stage, which it has not."""
+def check_pretrain(block: str, options: SFTOptions, family: KnownFamily | None) -> None:
+    """Check `pretrain` or its twin (`block`): as `sft`, but for a second stage, which it has not."""
     if options.stage_two.data is not None or options.stage_two.trainer:
         raise Refusal(
-            "pretrain.stage_two",
+            f"{block}.stage_two",
             "is given, but pretraining has one stage",
-            "sft.stage_two, or another run with start_from=<this run>/pretrain",
+            f"sft.stage_two, or another run with start_from=<this run>/{block}",
         )
-    check_sft("pretrain", options, exits)
+    check_sft(block, options, family)
 
 
 def check_grpo(
-    options: GRPOOptions, exits: Mapping[str, int] | None, world_size: int, backend: str = "transformers"
+    options: GRPOOptions, family: KnownFamily | None, world_size: int, backend: str = "transformers"
 ) -> None:
-    """Check `grpo`, the batch arithmetic included; `exits` is None where the family's exits are not known.
+    """Check `grpo`, the batch arithmetic included.
 
     Args:
+        family: the family that the stage starts from; None where it is not known.
         backend: `rollout.backend`.
     """
-    trained = trained_exits("grpo.exits", options.exits, exits)
+    trained = trained_exits("grpo", options, family)
     require_choice("grpo.advantage.scale", options.advantage.scale, ADVANTAGE_SCALES)
     require_exits("grpo.exit_weights", list(options.exit_weights), trained)
     for name, weight in options.exit_weights.items():
         require(f"grpo.exit_weights.{name}", weight, weight >= 0, "0 or more")
-    trainer, names = options.trainer, options.exits or (list(exits) if exits is not None else None)
+    trainer, names = options.trainer, options.exits if trained is None else list(trained)
     if names is not None and not any(options.exit_weights.get(name, 1.0) for name in names):
         raise Refusal(
             "grpo.exit_weights",
             f"{options.exit_weights} gives none of the trained exits a weight",
             "at least one above 0 (an exit that is not named weighs 1)",
         )
-    _check_numbers("grpo.trainer", trainer)
-    _check_meaning("grpo.trainer", trainer, GRPO_WITHOUT_MEANING)
+    check_numbers("grpo.trainer", trainer)
+    check_meaning("grpo.trainer", trainer, GRPO_WITHOUT_MEANING)
     require("grpo.trainer.temperature", trainer.get("temperature"), trainer.get("temperature", 1.0) > 0, "above 0")
     if trainer.get("loss_type") == "vespo" and trainer.get("vllm_importance_sampling_correction", True):
         mode = trainer.get(
@@ -211,17 +217,42 @@ def check_evaluation(options: EvaluationOptions) -> None:
     require("evaluation.max_new_tokens", limit, limit is None or limit >= 1, "1 or more, or null")
 
 
-def trained_exits(key: str, chosen: list[str] | None, exits: Mapping[str, int] | None) -> dict[str, int] | None:
-    """The exits that a block trains, shallowest first; None where the family's are not known. Refuses unknown ones."""
-    if chosen is None:
-        return None if exits is None else dict(exits)
-    if not chosen:
+def check_eval(exits: list[str] | None, family: KnownFamily | None) -> None:
+    """Check `eval.exits`; `family` is None where it is not known."""
+    require("eval.exits", exits, exits is None or bool(exits), "at least one, or null for all")
+    require_exits("eval.exits", exits or [], None if family is None else family.exits)
+
+
+def trained_exits(block: str, options: SFTOptions | GRPOOptions, family: KnownFamily | None) -> dict[str, int] | None:
+    """Exit name -> position of the exits that a block trains, shallowest first; None where the family is not known.
+
+    Raises:
+        Refusal: an exit that the family has not, or with `train_only` one without expansion blocks.
+    """
+    key, chosen = f"{block}.exits", options.exits
+    require_choice(f"{block}.train_only", options.train_only, (*TRAIN_ONLY, None))
+    if chosen is not None and not chosen:
         raise Refusal(key, "names no exit", "at least one, or null for all")
-    require_exits(key, chosen, exits)
-    return None if exits is None else {name: position for name, position in exits.items() if name in chosen}
+    require_exits(key, chosen or [], None if family is None else family.exits)
+    if family is None:
+        return None
+    possible = list(family.exits)
+    if options.train_only is not None:
+        possible = family.expanded
+        if not possible:
+            raise Refusal(
+                f"{block}.train_only",
+                f"{options.train_only}, but no exit has expansion blocks when {block} begins",
+                f"null, or stage expand before {block}",
+            )
+        if plain := [name for name in chosen or [] if name not in possible]:
+            problem = f"{plain[0]} has no expansion blocks, which alone {block}.train_only={options.train_only} trains"
+            raise Refusal(key, problem, f"allowed: {', '.join(possible)}")
+    return {name: family.exits[name] for name in possible if chosen is None or name in chosen}
 
 
-def _check_numbers(block: str, trainer: Mapping[str, Any]) -> None:
+def check_numbers(block: str, trainer: Mapping[str, Any]) -> None:
+    """Refuse numbers of a trainer block that are too small."""
     for name, value in trainer.items():
         if value is None:
             continue
@@ -233,7 +264,7 @@ def _check_numbers(block: str, trainer: Mapping[str, Any]) -> None:
         raise Refusal(f"{block}.fp16", "stands beside bf16", "one of the two")
 
 
-def _check_meaning(block: str, trainer: Mapping[str, Any], fields: Mapping[str, tuple[Any, str]]) -> None:
+def check_meaning(block: str, trainer: Mapping[str, Any], fields: Mapping[str, tuple[Any, str]]) -> None:
     """Refuse what TRL's trainer would read but a family's does not; whatever is empty or off passes."""
     for name, (only, instead) in fields.items():
         value = trainer.get(name)

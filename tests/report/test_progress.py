@@ -78,6 +78,11 @@ def test_the_status_names_every_exit_that_the_log_has():
     assert status("kl", ["small"], logs) == ""
 
 
+def test_a_tiny_loss_does_not_show_as_nothing():
+    assert status("loss", ["small"], {"small/loss": 1.9e-6}) == "loss  small 1.9e-06"
+    assert status("loss", ["small"], {"small/loss": 0.0}) == "loss  small 0.000"
+
+
 def test_a_training_shows_its_last_figures_and_not_the_closing_log(console):
     callback = TrainingProgress(console, "sft", ["small"], "loss")
     state, control = SimpleNamespace(max_steps=2, global_step=0), SimpleNamespace(should_log=False)

@@ -14,6 +14,7 @@ from ruyi_rl.refusal import Refusal
 from ruyi_rl.rewards.options import RewardFunctionOptions, RewardOptions
 from ruyi_rl.stages import sft
 from ruyi_rl.stages.joint import row_limit
+from ruyi_rl.training.options import StageTwoOptions
 
 CHAT = Dataset.from_list([{"prompt": [{"role": "user", "content": "q"}], "completion": [], "answer": "1"}])
 MESSAGES = Dataset.from_list([{"messages": [{"role": "user", "content": "q"}]}])
@@ -23,8 +24,8 @@ MESSAGES = Dataset.from_list([{"messages": [{"role": "user", "content": "q"}]}])
 def context():
     functions = {"math_answer": RewardFunctionOptions(path="rewards/math_answer.py")}
     config = RunConfig(name="x", reward=RewardOptions(functions=functions))
-    config.sft.stage_two.data = DataOptions(path="unread")
-    return SimpleNamespace(config=config, console=Console(file=io.StringIO(), width=200))
+    step = SimpleNamespace(stage="sft")
+    return SimpleNamespace(config=config, step=step, console=Console(file=io.StringIO(), width=200))
 
 
 def test_rows_without_what_the_reward_reads_are_not_judged_and_it_is_said(context):
@@ -34,10 +35,14 @@ def test_rows_without_what_the_reward_reads_are_not_judged_and_it_is_said(contex
     assert "the rows have no answer" in context.console.file.getvalue()
 
 
-def test_a_second_stage_of_another_form_is_refused(context, monkeypatch):
+@pytest.mark.parametrize("stage", ["sft", "expanded_sft"])
+def test_a_second_stage_of_another_form_is_refused(context, monkeypatch, stage):
+    context.step.stage = stage
     monkeypatch.setattr(sft, "load_data", lambda *arguments: SimpleNamespace(train=MESSAGES))
-    with pytest.raises(Refusal, match="rows of messages, but the first stage's are of completion"):
-        sft.mixture(context, CHAT)
+    stage_two = StageTwoOptions(data=DataOptions(path="unread"))
+    said = f"{stage}.stage_two.data.*rows of messages, but the first stage's are of completion"
+    with pytest.raises(Refusal, match=said):
+        sft.mixture(context, stage_two, CHAT)
 
 
 @pytest.mark.parametrize(

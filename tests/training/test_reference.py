@@ -18,7 +18,7 @@ from trl import GRPOConfig
 from ruyi_rl.data.tokenizer import byte_tokenizer
 from ruyi_rl.family import Family
 from ruyi_rl.training.deepspeed import deepspeed_config
-from ruyi_rl.training.family_trainer import train_only
+from ruyi_rl.training.family_trainer import freeze_others
 from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
 from ruyi_rl.training.options import DeepSpeedOptions
 from ruyi_rl.training.reference import can_share, reference_of, shared_reference
@@ -50,7 +50,7 @@ class CountCopiedBytes(TorchDispatchMode):
 @pytest.mark.parametrize("exits", [["small"], ["medium"], ["small", "large"], None])
 def test_exactly_the_frozen_parameters_are_shared(make_family, exits):
     policy = make_family().train()
-    train_only(policy, exits)
+    freeze_others(policy, exits)
     trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
     with CountCopiedBytes() as copied:
         reference = reference_of(policy)
@@ -69,10 +69,35 @@ def test_exactly_the_frozen_parameters_are_shared(make_family, exits):
     assert policy.training and not any(module.training for module in reference.modules())
 
 
+def test_with_train_only_the_reference_owns_the_expansion_alone(make_family):
+    policy = make_family().expand("small", 2).expand("large", 1).train()
+    assert freeze_others(policy, ["small"], "expansion") == ["small"]
+    own = ("model.expansions.0.", "model.norms.0.", "lm_head.0.")
+    with CountCopiedBytes() as copied:
+        reference = reference_of(policy)
+    theirs = dict(reference.named_parameters())
+    assert {name for name, p in policy.named_parameters() if theirs[name] is not p} == {
+        name for name in theirs if name.startswith(own)
+    }
+    held = [tensor for name, tensor in policy.named_parameters() if name.startswith(own)] + list(policy.buffers())
+    assert copied.total == sum(tensor.nbytes for tensor in held)
+    start = scored(reference)
+    assert all(torch.equal(scored(policy)[name], start[name]) for name in start)
+
+    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        policy(**BATCH, exits="small").loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert not torch.allclose(scored(policy)["small"], start["small"], atol=0.1)
+    assert all(torch.equal(scored(reference)[name], start[name]) for name in start)
+    assert all(torch.equal(scored(policy)[name], start[name]) for name in ("medium", "large"))
+
+
 def test_the_reference_stays_the_start(make_family):
     policy = make_family().train()
     stock = Family.from_pretrained(policy.config._name_or_path)
-    train_only(policy, ["medium"])
+    freeze_others(policy, ["medium"])
     reference = reference_of(policy)
     start, frozen = scored(stock), {n: p.clone() for n, p in policy.named_parameters() if not p.requires_grad}
     assert all(torch.equal(scored(reference)[name], start[name]) for name in start)
@@ -110,7 +135,7 @@ def test_tied_heads_stay_tied(tokenizer, frozen):
 def test_what_is_shared_stays_so_when_a_model_is_cast_in_place(make_family, first):
     """As an engine casts, which gives a parameter new storage."""
     policy = make_family()
-    train_only(policy, ["small"])
+    freeze_others(policy, ["small"])
     reference = reference_of(policy)
     for model in (policy, reference) if first == "policy" else (reference, policy):
         for parameter in model.parameters():

@@ -22,6 +22,7 @@ from tests.forked_ranks import run_ranks
 
 ROWS_A_STEP = zero_run.SFT_ROWS * zero_run.CASES["whole"].accumulation * zero_run.RANKS
 PROMPTS_A_STEP = zero_run.PROMPTS * zero_run.RANKS
+TRAINED_PARTS = ("model.expansions", "model.norms", "lm_head")
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,22 @@ def start(tmp_path_factory) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         initializer_range=0.1,
     )
-    Family.from_scratch(backbone, {"small": 0, "medium": 1, "large": 3}).save_pretrained(folder / "family")
+    family = Family.from_scratch(backbone, {"small": 0, "medium": 1, "large": 3})
+    family.save_pretrained(folder / "family")
+    family.expand("small", 4).expand("large", 1)
+    torch.manual_seed(1)
+    for parameter in family.model.expansions.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    family.save_pretrained(folder / "expanded")
     return folder
+
+
+def frozen_as(case: zero_run.Case, family: Family) -> Family:
+    """The family with what the case does not train frozen, by names that are written out here once more."""
+    parts = tuple(f"{part}.{list(family.exits).index(exit)}." for exit in case.exits for part in TRAINED_PARTS)
+    for name, parameter in family.named_parameters():
+        parameter.requires_grad_(case.train_only is None or name.startswith(parts))
+    return family
 
 
 def branch_losses(parameters, family, exits, loss_of):
@@ -72,7 +87,9 @@ class Descent:
 
 def descend(family, exits, losses) -> Descent:
     """SGD with clipping over a sequence of losses."""
-    descent = Descent({name: p.detach().clone().requires_grad_() for name, p in family.named_parameters()})
+    descent = Descent(
+        {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in family.named_parameters()}
+    )
     parameters = descent.parameters.values()
     for loss_of in losses:
         for parameter in parameters:
@@ -91,7 +108,7 @@ def padded(rows, value, left=False):
     return torch.tensor([[value] * (width - len(r)) + r if left else r + [value] * (width - len(r)) for r in rows])
 
 
-def plain_sft(family, order):
+def plain_sft(family, order, exits=tuple(zero_run.WEIGHTS)):
     tokenizer, rows = byte_tokenizer(), zero_run.sft_rows()
 
     def loss_on(indices):
@@ -107,7 +124,7 @@ def plain_sft(family, order):
 
         return loss_of
 
-    return descend(family, zero_run.WEIGHTS, [loss_on(step) for step in order])
+    return descend(family, exits, [loss_on(step) for step in order])
 
 
 def plain_grpo(family, case: zero_run.Case) -> Descent:
@@ -164,9 +181,11 @@ def expected_grpo(start):
 
     @functools.cache
     def descent(case):
-        return plain_grpo(Family.from_pretrained(start / "family"), case)
+        folder = start / ("expanded" if case.train_only else "family")
+        return plain_grpo(frozen_as(case, Family.from_pretrained(folder)), case)
 
-    return lambda case: descent(zero_run.Case(case.exits, beta=case.beta, truncated_out=case.truncated_out))
+    kept = ("exits", "beta", "truncated_out", "train_only")
+    return lambda case: descent(zero_run.Case(**{name: getattr(case, name) for name in kept}))
 
 
 def launch(kind: str, mode: str, folder: Path, family: Path, *cases: str) -> None:
@@ -179,8 +198,12 @@ def norms_of(folder: Path) -> list[float]:
 
 
 def assert_equal_updates(folder: Path, start: Path, expected: Descent) -> None:
-    """Every parameter's update over the five steps, relative 1e-4, and the norms, where clipping hides no scale."""
-    got, before = (Family.from_pretrained(at).state_dict() for at in (folder / "trained", start / "family"))
+    """Every parameter's update over the five steps, relative 1e-4, and the norms, where clipping hides no scale.
+
+    Args:
+        start: the family before.
+    """
+    got, before = (Family.from_pretrained(at).state_dict() for at in (folder / "trained", start))
     assert norms_of(folder) == pytest.approx(expected.norms, rel=1e-4)
     for name, parameter in expected.parameters.items():
         if parameter.grad is None:
@@ -216,7 +239,7 @@ def test_sft_equals_plain_torch(start, tmp_path, mode):
     rows = len(zero_run.sft_rows())
     steps = [[(s * ROWS_A_STEP + i) % rows for i in range(ROWS_A_STEP)] for s in range(zero_run.STEPS)]
     expected = plain_sft(Family.from_pretrained(start / "family"), steps)
-    assert_equal_updates(tmp_path / "whole", start, expected)
+    assert_equal_updates(tmp_path / "whole", start / "family", expected)
 
 
 @pytest.mark.slow
@@ -237,8 +260,40 @@ def test_grpo_equals_plain_torch(start, tmp_path, expected_grpo, mode, cases):
         if case.bf16:
             assert norms_of(tmp_path / name) == pytest.approx(expected.norms, rel=0.03)
         else:
-            assert_equal_updates(tmp_path / name, start, expected)
+            assert_equal_updates(tmp_path / name, start / "family", expected)
         if case.budget is not None:
             assert_uneven_packs(tmp_path / name)
         if case.accumulation == 1:  # a metric is the mean over micro-batches
             assert_equal_metrics(tmp_path / name, expected)
+
+
+def assert_optimised_share(folder: Path, expected: Descent) -> None:
+    """The ranks' optimisers hold the trained parameters and, but for ZeRO's padding, nothing else."""
+    held = [json.loads((folder / f"optimised-{rank}.json").read_text()) for rank in range(zero_run.RANKS)]
+    trained = sum(parameter.numel() for parameter in expected.parameters.values() if parameter.requires_grad)
+    whole = sum(parameter.numel() for parameter in expected.parameters.values())
+    assert trained < 0.75 * whole
+    if held[0] == trained:  # every rank has all of them
+        held = held[:1]
+    assert trained <= sum(held) < trained + 0.01 * whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+@pytest.mark.parametrize("mode", ["off", "zero1", "zero2", "zero3"])
+def test_expansion_alone_equals_plain_torch(start, tmp_path, expected_grpo, kind, mode):
+    """Two expanded exits, one of them deeper than the trunk: the rest stays as it is bit by bit."""
+    names = ["expansion", "expansion, checkpointing"] if mode == "zero3" else ["expansion"]
+    launch(kind, mode, tmp_path, start / "expanded", *names)
+    for name in names:
+        case = zero_run.CASES[name]
+        if kind == "sft":
+            rows = len(zero_run.sft_rows())
+            steps = [[(s * ROWS_A_STEP + i) % rows for i in range(ROWS_A_STEP)] for s in range(zero_run.STEPS)]
+            family = frozen_as(case, Family.from_pretrained(start / "expanded"))
+            expected = plain_sft(family, steps, case.exits)
+        else:
+            expected = expected_grpo(case)
+            assert_uneven_packs(tmp_path / name)
+        assert_equal_updates(tmp_path / name, start / "expanded", expected)
+        assert_optimised_share(tmp_path / name, expected)

@@ -47,6 +47,8 @@ class Case:
     beta: float = 0.04
     truncated_out: bool = False
     """Whether the completions that were cut off are left out, so that packs have exits without a token."""
+    train_only: str | None = None
+    """With `expansion` the exits' new blocks, norms and heads alone are trained."""
 
 
 CASES = {
@@ -58,6 +60,8 @@ CASES = {
     # here, so that the backward passes of several packs are the trainer's doing alone.
     "one exit": Case(("small",), accumulation=1, budget=BUDGET),
     "two exits": Case(("small", "medium"), accumulation=1, budget=96),
+    "expansion": Case(("small", "large"), budget=64, train_only="expansion"),
+    "expansion, checkpointing": Case(("small", "large"), budget=64, train_only="expansion", checkpointing=True),
 }
 
 
@@ -150,7 +154,7 @@ def common(folder: Path, deepspeed: dict | None, case: Case) -> dict:
     }
 
 
-def sft_trainer(folder: Path, arguments: dict) -> FamilySFTTrainer:
+def sft_trainer(folder: Path, arguments: dict, case: Case) -> FamilySFTTrainer:
     args = SFTConfig(
         **arguments, per_device_train_batch_size=SFT_ROWS, max_length=64, train_sampling_strategy="sequential"
     )
@@ -159,6 +163,8 @@ def sft_trainer(folder: Path, arguments: dict) -> FamilySFTTrainer:
         args=args,
         train_dataset=sft_rows(),
         processing_class=byte_tokenizer(),
+        exits=case.exits,
+        train_only=case.train_only,
         loss_weights=LossWeights(WEIGHTS, WEIGHTS),
         packed=True,
     )
@@ -181,11 +187,21 @@ def grpo_trainer(folder: Path, arguments: dict, case: Case) -> CountedPacks:
         train_dataset=grpo_rows(),
         processing_class=byte_tokenizer(),
         exits=case.exits,
+        train_only=case.train_only,
         exit_weights=WEIGHTS,
         packed=True,
         token_budget=case.budget,
         rollout=FixedRollout(),
     )
+
+
+def optimised(optimizer) -> int:
+    """Numbers that this rank's optimiser has a value, and a state, for: under ZeRO those of its float32 partitions."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    for partitions in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
+        if hasattr(optimizer, partitions):
+            return sum(part.numel() for part in getattr(optimizer, partitions))
+    return sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
 
 
 def main(kind: str, mode: str, folder: Path, cases: Sequence[str]) -> None:
@@ -195,13 +211,14 @@ def main(kind: str, mode: str, folder: Path, cases: Sequence[str]) -> None:
         case, out = CASES[name], folder / name
         enter_deepspeed(config)
         arguments = common(folder, config, case)
-        trainer = sft_trainer(folder, arguments) if kind == "sft" else grpo_trainer(folder, arguments, case)
+        trainer = sft_trainer(folder, arguments, case) if kind == "sft" else grpo_trainer(folder, arguments, case)
         trainer.train()
         out.mkdir(exist_ok=True)
         trainer.save_model(str(out / "trained"))
         if trainer.is_world_process_zero():
             logs = [row for row in trainer.state.log_history if "grad_norm" in row]
             (out / "logs.json").write_text(json.dumps(logs, default=float))
+        (out / f"optimised-{os.environ['RANK']}.json").write_text(json.dumps(optimised(trainer.optimizer)))
         if kind == "grpo":
             (out / f"packs-{os.environ['RANK']}.json").write_text(json.dumps(trainer.packs))
         trainer.accelerator.wait_for_everyone()

@@ -9,10 +9,12 @@ from ruyi_rl.rollout import vllm_version
 from ruyi_rl.rollout.options import RolloutOptions
 from ruyi_rl.rollout.servers import addresses
 from ruyi_rl.training.options import GRPOOptions
+from ruyi_rl.validation.known_family import KnownFamily
 from ruyi_rl.validation.rollout import READ_BY, check_lengths, check_rollout
 from ruyi_rl.validation.training import check_grpo
 
-EXITS = {"small": 1, "large": 4}
+FAMILY = KnownFamily({"small": 1, "large": 4}, {"small": 0, "large": 0})
+DEPTHS = {"small": 2, "large": 5}
 
 
 @pytest.fixture(autouse=True)
@@ -22,14 +24,14 @@ def installed(monkeypatch):
 
 def refusal(world_size=1, **values) -> Refusal:
     with pytest.raises(Refusal) as caught:
-        check_rollout(RolloutOptions(**values), EXITS, world_size)
+        check_rollout(RolloutOptions(**values), DEPTHS, world_size)
     assert "\n" not in str(caught.value)
     return caught.value
 
 
 @pytest.mark.parametrize("backend", ["auto", "transformers", "vllm", "vllm_server"])
 def test_every_back_end_passes_as_it_comes(backend):
-    check_rollout(RolloutOptions(backend=backend), EXITS, 2)
+    check_rollout(RolloutOptions(backend=backend), DEPTHS, 2)
     check_rollout(RolloutOptions(backend=backend), None, 1)
 
 
@@ -102,10 +104,10 @@ def test_vllm_is_asked_for_but_cannot_be_used(monkeypatch, found):
         caught = refusal(backend=backend)
         assert caught.key == "rollout" and "rollout=transformers" in caught.allowed
         assert (found[1] if found else "not installed") in str(caught)
-    check_rollout(RolloutOptions(backend="auto"), EXITS, 1)
-    everywhere = {exit: [f"http://{exit}:8000"] for exit in EXITS}
+    check_rollout(RolloutOptions(backend="auto"), DEPTHS, 1)
+    everywhere = {exit: [f"http://{exit}:8000"] for exit in DEPTHS}
     monkeypatch.setattr(addresses, "answering_layers", lambda urls: [2, 5])
-    check_rollout(RolloutOptions(backend="vllm_server", addresses=everywhere), EXITS, 1)
+    check_rollout(RolloutOptions(backend="vllm_server", addresses=everywhere), DEPTHS, 1)
 
 
 def test_addresses_are_asked_before_anything_is_trained(monkeypatch):
@@ -119,7 +121,7 @@ def test_addresses_are_asked_before_anything_is_trained(monkeypatch):
         assert caught.key == key and hint in str(caught)
     # One that does not tell (without dev mode, say) is looked at more closely by the pool.
     monkeypatch.setattr(addresses, "answering_layers", lambda urls: [2, 0, 5])
-    check_rollout(RolloutOptions(**servers), EXITS, 1)
+    check_rollout(RolloutOptions(**servers), DEPTHS, 1)
 
 
 def test_nobody_listens():
@@ -142,17 +144,17 @@ def test_an_engine_without_room_for_a_prompt():
 def test_vespo_asks_for_token_weights_where_an_engine_generates():
     options = GRPOOptions(trainer={"loss_type": "vespo", "per_device_train_batch_size": 16})
     with pytest.raises(Refusal, match="token_truncate") as caught:
-        check_grpo(options, EXITS, 1, "vllm")
+        check_grpo(options, FAMILY, 1, "vllm")
     assert caught.value.key == "grpo.trainer.vllm_importance_sampling_mode"
-    check_grpo(options, EXITS, 1, "transformers")
+    check_grpo(options, FAMILY, 1, "transformers")
     options.trainer["vllm_importance_sampling_mode"] = "token_mask"
-    check_grpo(options, EXITS, 1, "vllm")
+    check_grpo(options, FAMILY, 1, "vllm")
 
 
 def test_replay_needs_a_file_and_excludes_recording(tmp_path):
     trainer = {"per_device_train_batch_size": 16}
     with pytest.raises(Refusal, match="no file") as caught:
-        check_grpo(GRPOOptions(trainer=trainer, replay=str(tmp_path / "none.jsonl")), EXITS, 1)
+        check_grpo(GRPOOptions(trainer=trainer, replay=str(tmp_path / "none.jsonl")), FAMILY, 1)
     assert caught.value.key == "grpo.replay"
     with pytest.raises(Refusal, match="one of the two"):
-        check_grpo(GRPOOptions(trainer=trainer, replay="x", rollout_only=True), EXITS, 1)
+        check_grpo(GRPOOptions(trainer=trainer, replay="x", rollout_only=True), FAMILY, 1)

@@ -100,21 +100,21 @@ def test_values(name, good, bad):
 
 
 def test_all_fields_of_the_classes_pass_in_their_blocks():
-    from ruyi_rl.validation.trainers import DECIDED_ELSEWHERE, GRPO_DECIDED_ELSEWHERE
+    from ruyi_rl.validation.trainers import DECIDED_ELSEWHERE, OF_BLOCK
 
-    elsewhere = set(DECIDED_ELSEWHERE) | set(GRPO_DECIDED_ELSEWHERE)
-    config: dict = {"pretrain": {"stage_two": {}}, "sft": {"stage_two": {}}, "grpo": {}}
+    config: dict = {}
     for block, trainer in TRAINERS.items():
         values = {
             field.name: field.default
             for field in dataclasses.fields(trl_class(trainer))
-            if field.default is not dataclasses.MISSING and field.name not in elsewhere
+            if field.default is not dataclasses.MISSING
+            and field.name not in DECIDED_ELSEWHERE | OF_BLOCK.get(block, {})
         }
         assert len(values) > 100
         *path, last = block.split(".")
         node = config
         for name in path:
-            node = node[name]
+            node = node.setdefault(name, {})
         node[last] = values
     check_trainer_fields(config)
 

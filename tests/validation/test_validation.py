@@ -8,7 +8,8 @@ import pytest
 from ruyi_rl.cli.compose import compose_config, to_run_config
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.validation import validate
-from ruyi_rl.validation.model import check_exits, known_exits
+from ruyi_rl.validation.known_family import known_family
+from ruyi_rl.validation.model import check_exits
 from ruyi_rl.validation.run import check_writable
 from ruyi_rl.validation.training import check_batches
 
@@ -338,7 +339,7 @@ def test_exits_are_checked_even_where_the_depth_is_unknown(exits):
 def test_local_bases_that_pass(tmp_path, model_type, chat):
     base = model_folder(tmp_path / "base", model_type, chat)
     config = checked(*CUSTOM, f"model.base={base}")
-    assert known_exits(config) == {"small": 2, "large": 5}
+    assert known_family(config).exits == {"small": 2, "large": 5}
     checked(*CUSTOM, "model.base=base")
 
 
@@ -346,17 +347,17 @@ def test_local_bases_that_pass(tmp_path, model_type, chat):
 def test_local_families_bring_their_exits(tmp_path, model_type):
     base = model_folder(tmp_path / "published", model_type, early_exit_points=[2, 5])
     fields = ["stage=grpo", "model=custom", f"model.base={base}", "grpo.trainer.per_device_train_batch_size=8"]
-    assert known_exits(checked(*fields)) == {"exit2": 2, "exit5": 5}
+    assert known_family(checked(*fields)).exits == {"exit2": 2, "exit5": 5}
     checked(*fields, "model.exits={exit2: 2, exit5: 5}")
     assert refusal(*fields, "model.exits={a: 2, b: 5}").key == "model.exits"
     assert "exit2" in str(refusal(*fields, "grpo.exits=[exit1]"))
     named = model_folder(tmp_path / "named", model_type, early_exit_points=[2, 5], exit_names=["1.7B", "8B"])
-    assert known_exits(checked(*fields, f"model.base={named}", "grpo.exits=[1.7B]")) == {"1.7B": 2, "8B": 5}
+    assert known_family(checked(*fields, f"model.base={named}", "grpo.exits=[1.7B]")).exits == {"1.7B": 2, "8B": 5}
 
 
 def test_hub_ids_are_left_to_the_hub():
     config = checked("stage=grpo", "model=custom", "model.base=someone/some-family", "data=gsm8k")
-    assert known_exits(config) is None
+    assert known_family(config) is None
     assert refusal("stage=grpo", "model=custom", "model.base=a/b", "model.exits={a: 3, b: 3}").key == "model.exits"
 
 
@@ -388,7 +389,7 @@ def test_start_from(tmp_path):
     model_folder(tmp_path / "family", "ruyi_qwen3", early_exit_points=[0, 5])
     batch = "grpo.trainer.per_device_train_batch_size=16"
     config = checked("stage=grpo", "start_from=family", batch)
-    assert known_exits(config) == {"exit0": 0, "exit5": 5}
+    assert known_family(config).exits == {"exit0": 0, "exit5": 5}
     assert "no family" in str(refusal("stage=grpo", "start_from=stock", batch))
     assert refusal("stage=init", "start_from=family").key == "start_from"
 
