@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-from pathlib import Path
 
 from ruyi_rl.config import RunConfig
-from ruyi_rl.family.options import ModelOptions
 from ruyi_rl.report.libraries import quiet_libraries
 from ruyi_rl.report.streams import note_console
 from ruyi_rl.rollout.vllm_version import vllm_problem
-from ruyi_rl.run_folder import write_json
-from ruyi_rl.stages.exported import MARK, default_exit, export_folder, exported_from, origin, require_own
+from ruyi_rl.stages.export import write_export
+from ruyi_rl.stages.exported import default_exit, export_folder, is_export, origin, require_own
 from ruyi_rl.stages.vllm_command import server_command
 from ruyi_rl.tools import find_family
 from ruyi_rl.validation.model import family_exits, read_model_config
@@ -25,19 +22,20 @@ def run(config: RunConfig) -> None:
 
     Raises:
         Refusal: a folder in the way, or a family that cannot be loaded.
+        StageFailed: the exported branch is not the family's.
     """
     options, family, notes = config.serve, find_family(config), note_console()
     environment = dict(os.environ)
     stored = read_model_config("start_from", family)
     exit = options.exit or default_exit(stored, family_exits(stored))
     folder = export_folder(config, exit)
-    if not config.fresh and exported_from(folder) == origin(family, exit):
+    if not config.fresh and is_export(folder, origin(family, exit, "merged")):
         notes.print(f"{folder} holds {exit} of {family} already", style="dim", markup=False, soft_wrap=True)
     else:
-        require_own(folder)
+        require_own("serve.output", folder)
         with notes.status(f"exporting {exit} of {family}"):
             quiet_libraries()
-            export(family, exit, folder, config.model)
+            write_export(family, exit, folder, "merged")
         notes.print(f"{exit} of {family} exported to {folder}", style="dim", markup=False, soft_wrap=True)
     command = server_command(folder, exit, options)
     if options.rollout and options.host not in ("127.0.0.1", "localhost", "::1"):
@@ -53,22 +51,3 @@ def run(config: RunConfig) -> None:
     if config.launch:
         sys.stderr.flush()
         os.execvpe(command.words[0], command.words, environment | command.environment)
-
-
-def export(family: Path, exit: str, folder: Path, options: ModelOptions) -> None:
-    """Writes an exit's branch with its tokenizer, such that transformers and vLLM load it as a stock Qwen.
-
-    Args:
-        folder: what it holds is deleted.
-    """
-    from ruyi_rl.rollout.transformers import end_token_ids
-    from ruyi_rl.stages.inputs import load_family, load_tokenizer
-
-    shutil.rmtree(folder, ignore_errors=True)
-    write_json(folder / MARK, {})
-    tokenizer, source = load_tokenizer(family), load_family(family, options)
-    branch = source.branch(exit, copy=False)
-    branch.generation_config.eos_token_id = end_token_ids(source, tokenizer)
-    branch.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    write_json(folder / MARK, origin(family, exit))

@@ -19,8 +19,7 @@ import torch
 from ruyi_rl.__main__ import main
 from ruyi_rl.data.tokenizer import byte_tokenizer
 from ruyi_rl.family import Family
-from ruyi_rl.stages import serve as stage
-from ruyi_rl.stages import vllm_command
+from ruyi_rl.stages import export, vllm_command
 from ruyi_rl.stages.options import ServeOptions
 from ruyi_rl.stages.vllm_command import flag_words, server_command
 
@@ -120,16 +119,16 @@ def test_a_folder_with_something_else_is_left_alone(serve, tmp_path):
 
 
 def test_an_interrupted_export_is_made_anew(serve, tmp_path, monkeypatch):
-    original = stage.write_json
+    original = export.write_json
 
     def interrupted(path, value):
         if value:
             raise KeyboardInterrupt
         original(path, value)
 
-    monkeypatch.setattr(stage, "write_json", interrupted)
+    monkeypatch.setattr(export, "write_json", interrupted)
     serve("serve.exit=small", status=130)
-    monkeypatch.setattr(stage, "write_json", original)
+    monkeypatch.setattr(export, "write_json", original)
     assert "already" not in serve("serve.exit=small").err
     assert "already" in serve("serve.exit=small").err
 
