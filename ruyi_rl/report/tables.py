@@ -10,13 +10,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ruyi_rl.report.batch import byte_size
+from ruyi_rl.report.history import print_history, rate
 from ruyi_rl.run_folder import StageFolder
 
 NEXT = {
-    "init": "python -m ruyi_rl stage=sft with the same options",
-    "pretrain": "python -m ruyi_rl stage=sft with the same options",
-    "sft": "python -m ruyi_rl stage=grpo with the same options",
+    "init": "sft",
+    "pretrain": "sft",
+    "sft": "grpo",
+    "expand": "expanded_sft",
+    "expanded_pretrain": "expanded_sft",
+    "expanded_sft": "grpo",
+    "compress": "eval",
 }
+"""Stage -> the one that makes sense after it."""
 
 
 def print_result(console: Console, summary: Mapping[str, Any], last: bool = True) -> None:
@@ -31,7 +38,9 @@ def print_result(console: Console, summary: Mapping[str, Any], last: bool = True
         train = f"python -m ruyi_rl stage=grpo grpo.replay={summary['rollouts']} with the same options trains on them"
         console.print(f"Next: {escape(train)}", style="dim", soft_wrap=True)
         return
-    console.print(f"[bold]{escape(str(summary['run']))}[/] holds the family, {_files(summary)}.", soft_wrap=True)
+    if "history" in summary:
+        print_history(console, summary["history"])
+    console.print(f"[bold]{escape(str(summary['run']))}[/] holds {_files(summary)}.", soft_wrap=True)
     if summary.get("reward_failures"):
         console.print(
             f"{summary['reward_failures']} completions could not be scored and were left out.", style="yellow"
@@ -39,10 +48,11 @@ def print_result(console: Console, summary: Mapping[str, Any], last: bool = True
     if not last:
         return
     if summary["stage"] in NEXT:
-        console.print(f"Next: {NEXT[summary['stage']]}", style="dim")
+        console.print(f"Next: python -m ruyi_rl stage={NEXT[summary['stage']]} with the same options", style="dim")
     else:
-        talk = f"python -m ruyi_rl stage=generate start_from={summary['run']}"
-        load = f'Family.from_pretrained("{summary["run"]}")'
+        family = summary.get("family", summary["run"])
+        talk = f"python -m ruyi_rl stage=generate start_from={family}"
+        load = f'Family.from_pretrained("{family}")'
         console.print(f"Next: {escape(talk)}, or {escape(load)} (from ruyi_rl.family).", style="dim", soft_wrap=True)
 
 
@@ -54,25 +64,40 @@ def already_done(console: Console, stage: str, folder: StageFolder) -> None:
 
 def result_table(summary: Mapping[str, Any]) -> Table:
     """The table of a summary, one row an exit."""
-    columns = {"init": _init_columns, "grpo": _grpo_columns}.get(summary["stage"], _sft_columns)
+    columns = COLUMNS.get(summary["stage"], _sft_columns)
     if "rollouts" in summary:
         columns = _rollout_columns
+    if summary["stage"] == "compress" and summary.get("recover_steps"):
+        columns = _recovered_columns
     rows = {name: columns(values) for name, values in summary["exits"].items()}
+    # A column that only some exits have is empty for the others.
+    headings = dict.fromkeys(heading for cells in rows.values() for heading in cells)
     seconds = duration(summary["seconds"])
     table = Table(title=f"{summary['stage']} · seed {summary['seed']} · {seconds}", title_justify="left")
     table.add_column("exit", style="bold")
-    for heading in next(iter(rows.values())):
+    for heading in headings:
         table.add_column(heading, justify="right")
     for name, cells in rows.items():
-        table.add_row(escape(name), *cells.values())
-    held_out = summary.get("held_out")
-    if held_out:
-        table.caption = (
-            f"held-out: {held_out['problems']} problems, mean of {held_out['samples']} samples at temperature "
-            f"{held_out['temperature']:g}, and greedy"
-        )
-        table.caption_justify = "left"
+        table.add_row(escape(name), *(cells.get(heading, "") for heading in headings))
+    table.caption, table.caption_justify = caption(summary), "left"
     return table
+
+
+def caption(summary: Mapping[str, Any]) -> str | None:
+    """What a table's figures are of; None where its headings say it."""
+    if summary["stage"] == "expand":
+        exit, blocks = escape(summary["exit"]), summary["blocks"]
+        return (
+            f"{exit} has {blocks} new block{'s' if blocks > 1 else ''} and computes what it did; train_only=expansion "
+            f"trains {percent(summary['trained_share'])} of its branch"
+        )
+    held_out = summary.get("held_out")
+    if not held_out:
+        return None
+    return (
+        f"held-out: {held_out['problems']} problems, mean of {held_out['samples']} samples at temperature "
+        f"{held_out['temperature']:g}, and greedy"
+    )
 
 
 def _init_columns(exit: Mapping[str, Any]) -> dict[str, str]:
@@ -100,6 +125,46 @@ def _grpo_columns(exit: Mapping[str, Any]) -> dict[str, str]:
     return {**cells, "reward": f"{number(exit['reward_first'])} → {number(exit['reward_last'])}"}
 
 
+def _compress_columns(exit: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        **({"held-out before": percent(exit["pass_before"])} if "pass_before" in exit else {}),
+        **_kept(exit, "compressed"),
+        "parameters": f"{exit['parameters_before']:,} → {exit['parameters_after']:,}",
+        "on disk": f"{byte_size(exit['bytes_before'])} → {byte_size(exit['bytes_after'])}",
+    }
+
+
+def _recovered_columns(exit: Mapping[str, Any]) -> dict[str, str]:
+    cells = _compress_columns(exit)
+    sizes = {heading: cells.pop(heading) for heading in ("parameters", "on disk")}
+    return {**cells, **_kept(exit, "after", "recovered"), **sizes}
+
+
+def _kept(exit: Mapping[str, Any], when: str, name: str = "compressed") -> dict[str, str]:
+    """A later pass rate, and which share it is of the one before."""
+    if "pass_before" not in exit:
+        return {}
+    before, value = exit["pass_before"], exit[f"pass_{when}"]
+    return {f"{name} (kept)": f"{percent(value)} ({percent(value / before if before > 0 else None)})"}
+
+
+def _eval_columns(exit: Mapping[str, Any]) -> dict[str, str]:
+    cells = {}
+    if "pass" in exit:
+        cells = {
+            "held-out pass rate": rate(exit["pass"], exit["pass_standard_error"]) or percent(None),
+            "greedy": percent(exit["greedy"]),
+            "tokens": f"{exit['mean_tokens']:.1f}",
+            "truncated": percent(exit["truncated"]),
+        }
+    sizes = {
+        "layers": str(exit["layers"]),
+        "parameters": f"{exit['parameters']:,}",
+        "on disk": byte_size(exit["bytes"]),
+    }
+    return cells | sizes
+
+
 def _rollout_columns(exit: Mapping[str, Any]) -> dict[str, str]:
     return {
         "completions": f"{exit['completions']:,}",
@@ -107,6 +172,16 @@ def _rollout_columns(exit: Mapping[str, Any]) -> dict[str, str]:
         "tokens": f"{exit['mean_tokens']:.1f}",
         "truncated": percent(exit["truncated"]),
     }
+
+
+COLUMNS = {
+    "init": _init_columns,
+    "expand": _init_columns,
+    "grpo": _grpo_columns,
+    "compress": _compress_columns,
+    "eval": _eval_columns,
+}
+"""Stage -> an exit's cells; those of the training on rows stand for the others."""
 
 
 def phase_line(phases: Mapping[str, Mapping[str, float]]) -> str:
@@ -140,6 +215,12 @@ def duration(seconds: float) -> str:
 
 
 def _files(summary: Mapping[str, Any]) -> str:
-    if summary["stage"] == "init":
-        return "its tokenizer and summary.json"
-    return "its tokenizer, summary.json, metrics.jsonl and curves.png"
+    stage, tuned = summary["stage"], summary.get("recover_steps")
+    if stage == "eval":
+        return "summary.json, history.json and history.png"
+    if stage in ("init", "expand"):
+        return "the family, its tokenizer and summary.json"
+    if stage == "compress" and not tuned:
+        return "the family, its tokenizer, summary.json and matrices.json"
+    matrices = "matrices.json, " if stage == "compress" else ""
+    return f"the family, its tokenizer, summary.json, {matrices}metrics.jsonl and curves.png"

@@ -87,3 +87,68 @@ def test_names_with_brackets_are_shown_as_they_are():
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599.6, "1:00:00"), (7265, "2:01:05")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def of(stage, exits, **values):
+    return {"stage": stage, "run": f"runs/x/{stage}", "seed": 1, "seconds": 1, "exits": exits, **values}
+
+
+def test_expand_shows_the_branches_and_what_is_trained_of_the_new_one():
+    exits = {"small": {"k": 1, "layers": 5, "parameters": 1000}, "large": {"k": 7, "layers": 8, "parameters": 1600}}
+    held_out = {"problems": 256, "samples": 8, "temperature": 1.0}
+    text = shown(of("expand", exits, exit="small", blocks=3, trained_share=0.5000007, held_out=held_out))
+    assert "│ small │ 1 │ 5 │ 1,000 │" in text and "│ large │ 7 │ 8 │ 1,600 │" in text
+    assert "small has 3 new blocks and computes what it did; train_only=expansion trains 50.0 % of its branch" in text
+    assert "256 problems" not in text  # nothing of it stands in this table
+    assert (
+        "holds the family, its tokenizer and summary.json" in text
+        and "Next: python -m ruyi_rl stage=expanded_sft" in text
+    )
+    assert "has 1 new block and" in shown(of("expand", exits, exit="small", blocks=1, trained_share=0.5))
+
+
+COMPRESSED = {
+    "pass_before": 0.5,
+    "pass_compressed": 0.45,
+    "pass_after": 0.495,
+    "parameters_before": 1_000_000,
+    "parameters_after": 710_000,
+    "bytes_before": 4_000_000,
+    "bytes_after": 2_840_000,
+}
+
+
+def test_compress_shows_what_is_kept_and_what_is_saved():
+    sizes = "1,000,000 → 710,000 │ 4 MB → 2.84 MB │"
+    text = shown(of("compress", {"small": COMPRESSED}, recover_steps=50))
+    assert f"│ small │ 50.0 % │ 45.0 % (90.0 %) │ 49.5 % (99.0 %) │ {sizes}" in text and "recovered (kept)" in text
+    assert "Next: python -m ruyi_rl stage=eval" in text and "matrices.json, metrics.jsonl and curves.png." in text
+    text = shown(of("compress", {"small": {**COMPRESSED, "pass_after": 0.45}}, recover_steps=0))
+    assert f"│ small │ 50.0 % │ 45.0 % (90.0 %) │ {sizes}" in text and "summary.json and matrices.json." in text
+
+
+@pytest.mark.parametrize("recover_steps", [0, 50])
+def test_compress_without_an_evaluation_shows_the_sizes(recover_steps):
+    exit = {key: value for key, value in COMPRESSED.items() if not key.startswith("pass")}
+    text = shown(of("compress", {"small": exit}, recover_steps=recover_steps))
+    assert "│ small │ 1,000,000 → 710,000 │" in text and "held-out" not in text
+
+
+def test_an_exit_that_solved_nothing_keeps_no_share():
+    exit = {**COMPRESSED, "pass_before": 0.0, "pass_compressed": 0.0}
+    assert "│ 0.0 % │ 0.0 % (–) │" in shown(of("compress", {"small": exit}))
+
+
+def test_eval_shows_rates_sizes_and_the_history_and_names_the_family_it_is_of():
+    size = {"layers": 5, "parameters": 710_000, "bytes": 2_840_000}
+    rates = {"pass": 0.48, "pass_standard_error": 0.0125, "greedy": 0.5, "mean_tokens": 12.34, "truncated": 0.02}
+    place = {"stage": "sft", "exit": "small", "unchanged": False, "comparable": True, "measured_by": "sft", **size}
+    row = {**place, "pass_rate": 0.31, "standard_error": None, "greedy": None}
+    history = {"expanded": ["small"], "measurement": "x", "stopped": None, "rows": [row]}
+    values = {"history": history, "family": "runs/x/compress"}
+    text = shown(of("eval", {"small": {**rates, **size}}, **values))
+    assert "│ small │ 48.0 ± 1.2 % │ 50.0 % │ 12.3 │ 2.0 % │ 5 │ 710,000 │ 2.84 MB │" in text
+    assert "│ sft │ 5 │ 710,000 │ 2.84 MB │ 31.0 % │" in text
+    assert "runs/x/eval holds summary.json, history.json and history.png" in text
+    assert "stage=generate start_from=runs/x/compress" in text
+    assert "│ small │ 5 │ 710,000 │ 2.84 MB │" in shown(of("eval", {"small": size}, **values))
