@@ -20,6 +20,7 @@ from ruyi_rl.family.attention import NAME, PackedAttention
 from ruyi_rl.family.config import FamilyConfig, RuyiQwen2Config
 from ruyi_rl.family.modeling_factored_qwen import factor_modules
 from ruyi_rl.family.pack import Pack
+from ruyi_rl.family.rotary import rotary_embedding
 
 
 class FamilyPreTrainedModel(PreTrainedModel):
@@ -45,17 +46,9 @@ class FamilyModel(FamilyPreTrainedModel):
     def __init__(self, config: FamilyConfig):
         super().__init__(config)
         if isinstance(config, RuyiQwen2Config):
-            layer, norm, rotary = (
-                modeling_qwen2.Qwen2DecoderLayer,
-                modeling_qwen2.Qwen2RMSNorm,
-                modeling_qwen2.Qwen2RotaryEmbedding,
-            )
+            layer, norm = modeling_qwen2.Qwen2DecoderLayer, modeling_qwen2.Qwen2RMSNorm
         else:
-            layer, norm, rotary = (
-                modeling_qwen3.Qwen3DecoderLayer,
-                modeling_qwen3.Qwen3RMSNorm,
-                modeling_qwen3.Qwen3RotaryEmbedding,
-            )
+            layer, norm = modeling_qwen3.Qwen3DecoderLayer, modeling_qwen3.Qwen3RMSNorm
         points = config.early_exit_points
         of_layers = layer_config(config, max(config.depths.values()))
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
@@ -68,7 +61,7 @@ class FamilyModel(FamilyPreTrainedModel):
             for name, blocks in config.expansions.items()
         )
         self.norms = nn.ModuleList([norm(config.hidden_size, eps=config.rms_norm_eps) for _ in points])
-        self.rotary_emb = rotary(config=config)
+        self.rotary_emb = rotary_embedding(config)
         ranks = {name.removeprefix("model."): rank for name, rank in config.factor_ranks.items()}
         factor_modules(self, {name: rank for name, rank in ranks.items() if not name.startswith("lm_head")})
         self.gradient_checkpointing = False

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from ruyi_rl.family.modeling_factored_qwen import factor_modules
+from ruyi_rl.family.rotary import rotary_embedding
 from ruyi_rl.family.truncation import Factors
 from ruyi_rl.training.distillation import Divergence, divergence
 
@@ -107,7 +108,7 @@ class _Layers(nn.Module):
             self.decoder = type(branch.model)(config)
         self.decoder.embed_tokens = branch.model.embed_tokens if first == 0 else None
         self.decoder.layers = nn.ModuleList(branch.model.layers[first:last])
-        self.decoder.norm, self.decoder.rotary_emb = norm, branch.model.rotary_emb
+        self.decoder.norm, self.decoder.rotary_emb = norm, rotary_embedding(branch.config).to(branch.device)
         self.head = head
         self.eval()
 

@@ -117,6 +117,18 @@ def test_factors_at_full_rank_lose_nothing_and_come_back_as_they_were(family):
         assert torch.equal(found.u, factors[name].u) and torch.equal(found.v, factors[name].v)
 
 
+def test_frozen_parts_in_16_bits_turn_by_the_same_angles(family):
+    branch = family.branch(EXIT)
+    factors = truncated(branch, compressed_modules(family.config, EXIT), rank=1000)
+    exact = branch.model.rotary_emb.inv_freq.clone()
+    taught = TaughtBranch(branch, family.exits[EXIT] + 1, factors, torch.bfloat16)
+    taught.bfloat16()  # as DeepSpeed's engine casts the student
+    decoders = [*(part.decoder for part in taught._beside), taught.student.decoder]
+    for decoder in decoders:
+        assert next(decoder.layers.parameters()).dtype == torch.bfloat16
+        assert torch.equal(decoder.rotary_emb.inv_freq, exact)
+
+
 def test_factors_in_the_trunk_are_refused(family):
     branch = family.branch(EXIT)
     with pytest.raises(ValueError, match=r"model.layers.0.mlp.up_proj is not above"):
