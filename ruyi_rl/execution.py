@@ -147,6 +147,7 @@ def run_stage(item: Work, config: RunConfig, console: Console, stop: StopSignal,
         "stage": step.stage,
         "run": str(context.folder),
         "seed": config.seed,
+        **({"start_from": config.start_from} if config.start_from else {}),
         **summary,
         "seconds": round(context.seconds, 1),
     }

@@ -48,7 +48,13 @@ def print_result(console: Console, summary: Mapping[str, Any], last: bool = True
     if not last:
         return
     if summary["stage"] in NEXT:
-        console.print(f"Next: python -m ruyi_rl stage={NEXT[summary['stage']]} with the same options", style="dim")
+        command = f"python -m ruyi_rl stage={NEXT[summary['stage']]}"
+        # Without `expand` among its stages a run would not find the expanded family by itself.
+        if summary.get("start_from") or "expand" in summary["stage"] or summary["stage"] == "compress":
+            command += f" start_from={summary['run']} and the other options"
+        else:
+            command += " with the same options"
+        console.print(f"Next: {escape(command)}", style="dim", soft_wrap=True)
     else:
         family = summary.get("family", summary["run"])
         talk = f"python -m ruyi_rl stage=generate start_from={family}"

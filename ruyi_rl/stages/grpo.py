@@ -32,6 +32,7 @@ from ruyi_rl.stages.rollouts import completion_limit, rollouts
 from ruyi_rl.training.arguments import trainer_arguments
 from ruyi_rl.training.callbacks import first_and_last, last_tokens, read_metrics
 from ruyi_rl.training.deepspeed import deepspeed_config
+from ruyi_rl.training.frozen_weights import restore_frozen
 from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
 from ruyi_rl.training.phases import phase_summary
 from ruyi_rl.training.session import enter_deepspeed, leave_deepspeed, train
@@ -210,6 +211,8 @@ def _train(context: StageContext, inputs: Inputs, rollout: Rollout) -> None:
     del trainer
     leave_deepspeed()
     release_memory()
+    if context.config.grpo.train_only is not None:
+        ranks.on_rank_zero(lambda: restore_frozen(context.input, context.folder, list(inputs.exits)))
 
 
 def summary(

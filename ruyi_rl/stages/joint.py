@@ -20,6 +20,7 @@ from ruyi_rl.stages.inputs import load_to_train, trained_parameters, weight_byte
 from ruyi_rl.training.arguments import trainer_arguments
 from ruyi_rl.training.callbacks import first_and_last, last_tokens, read_metrics
 from ruyi_rl.training.deepspeed import deepspeed_config
+from ruyi_rl.training.frozen_weights import restore_frozen
 from ruyi_rl.training.options import LossWeightOptions, SFTOptions
 from ruyi_rl.training.phases import phase_summary
 from ruyi_rl.training.schedules import loss_weights
@@ -108,6 +109,8 @@ def joint_training(
     del trainer, family
     leave_deepspeed()
     release_memory()
+    if options.train_only is not None:
+        ranks.on_rank_zero(lambda: restore_frozen(start, save_to, list(exits)))
 
 
 def row_limit(args: SFTConfig) -> int | None:
@@ -135,7 +138,9 @@ def limit_rows(
         lengths += _lengths(rows[start : start + 1000], tokenizer)
     kept = [index for index, length in enumerate(lengths) if limit is None or length <= limit]
     if not kept:
-        raise Refusal(key, f"all {len(lengths)} rows are longer than {limit} tokens", f"{min(lengths, default=0)}")
+        raise Refusal(
+            key, f"all {len(lengths)} rows are longer than {limit} tokens", f"{min(lengths, default=1)} or more"
+        )
     report = Prompts(len(kept), max(lengths[index] for index in kept), limit, len(lengths) - len(kept))
     return (rows.select(kept) if report.left_out else rows), report
 

@@ -1,0 +1,75 @@
+"""`experiment=dae_tiny` from nothing to its report, shortened."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from ruyi_rl.__main__ import main
+from ruyi_rl.cli.compose import ConfigSource, compose_config, to_run_config
+from ruyi_rl.validation import validate
+
+STAGES = ["init", "sft", "expand", "expanded_sft", "grpo", "compress", "eval"]
+SHORT = (
+    "rollout=transformers",
+    "evaluation.problems=8",
+    "evaluation.samples=2",
+    "data.task.train_problems=100",
+    "sft.trainer.max_steps=4",
+    "expanded_sft.trainer.max_steps=3",
+    "expanded_sft.trainer.warmup_steps=0",
+    "grpo.trainer.max_steps=2",
+    "grpo.trainer.warmup_steps=0",
+    "grpo.trainer.per_device_train_batch_size=16",
+    "grpo.trainer.max_completion_length=8",
+    "compress.calibration_rows=16",
+    "compress.recover_steps=3",
+)
+NEW = ("model.expansions.0.", "model.norms.0.", "lm_head.0.")
+
+
+def test_the_experiment_is_valid_and_says_what_it_runs():
+    config = to_run_config(compose_config(["experiment=dae_tiny"], ConfigSource()))
+    validate(config)
+    assert config.stage.name == "pipeline" and config.stages == STAGES
+    assert config.expanded_sft.train_only == config.grpo.train_only == "expansion"
+
+
+@pytest.mark.slow
+def test_every_stage_of_dae_and_its_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    command = ["experiment=dae_tiny", f"run_dir={tmp_path / 'run'}", *SHORT]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    for told in ("small, stage by stage", "loss of all matrices by method", "expansions.0.2.down_proj"):
+        assert told in shown
+
+    def tensors(stage: str) -> dict:
+        with safe_open(tmp_path / "run" / stage / "model.safetensors", "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    before, after, compressed = (tensors(stage) for stage in ("expand", "grpo", "compress"))
+    moved = {name for name in before if not before[name].equal(after[name])}
+    assert moved == {name for name in before if name.startswith(NEW)}
+    assert all(compressed[name].equal(before[name]) for name in before if not name.startswith(NEW))
+
+    summaries = {stage: read(tmp_path / "run" / stage / "summary.json") for stage in STAGES}
+    assert summaries["expand"]["max_logit_change"] == 0.0
+    sizes = [summaries[stage]["exits"]["small"]["parameters"] for stage in ("init", "expand", "eval")]
+    rows = [row for row in read(tmp_path / "run" / "eval" / "history.json")["rows"] if row["exit"] == "small"]
+    # init, sft; expand, expanded_sft, grpo; compress, and recovered.
+    assert [row["parameters"] for row in rows] == [size for size, times in zip(sizes, (2, 3, 2)) for _ in range(times)]
+    assert sizes[0] < sizes[2] < sizes[1]
+    measured = [row for row in rows if row["pass_rate"] is not None]
+    assert len(measured) == 6 and all(row["comparable"] for row in measured)
+    assert (tmp_path / "run" / "eval" / "history.png").stat().st_size > 0
+
+    start = time.monotonic()
+    assert main(command) == 0
+    assert time.monotonic() - start < 5 and "done already" in capsys.readouterr().out
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
