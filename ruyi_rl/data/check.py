@@ -16,6 +16,11 @@ SOURCES = ("rows", *embedded.SOURCES)
 BUDGET = 4 * 2**20
 
 
+def calibration_form(options: DataOptions) -> str:
+    """The stage whose kind of rows a calibration reads: `pretrain` where a `text` field is declared, else `sft`."""
+    return "pretrain" if "text" in options.fields else "sft"
+
+
 def check_data(options: DataOptions, stage: str, needs: Iterable[str] = ()) -> None:
     """Refuse data that the stage cannot use.
 

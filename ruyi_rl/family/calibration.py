@@ -86,14 +86,12 @@ def collect_grams(
     try:
         for number, batch in enumerate(batches):
             ids = batch["input_ids"].to(model.device)
+            if not ids.numel():
+                continue
             mask = batch.get("attention_mask")
             mask = torch.ones_like(ids) if mask is None else mask.to(model.device)
             sums.begin(number, mask.bool())
-            # Left padding would otherwise shift the positions, which the rotary embedding rounds differently.
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            hidden = model.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
-            ).last_hidden_state
+            hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             for name in heads:
                 sums.add(name, hidden)
             tokens += int(mask.bool().sum())

@@ -7,28 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ruyi_rl.family.budget import full_ratio_rank
 from ruyi_rl.family.calibration import collect_grams, compressed_modules, module_group
 from ruyi_rl.family.expansion import compressed_exit
-from ruyi_rl.family.factorisation import Compressed, MatrixReport, check_options, compress_matrices, method_losses
+from ruyi_rl.family.factorisation import MatrixReport, check_options, compress_matrices
 from ruyi_rl.family.modeling_factored_qwen import factor_modules
-from ruyi_rl.family.truncation import Factors, activation_loss
+from ruyi_rl.family.truncation import Factors
 
 if TYPE_CHECKING:
     from ruyi_rl.family.model import Family
-
-__all__ = [
-    "Compressed",
-    "Factors",
-    "MatrixReport",
-    "activation_loss",
-    "apply_factors",
-    "check_compressible",
-    "compress",
-    "compress_matrices",
-    "full_ratio_rank",
-    "method_losses",
-]
 
 
 def check_compressible(family: Family, exit: str, ratio: float, method: str) -> None:

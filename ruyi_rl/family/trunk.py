@@ -249,9 +249,18 @@ def trainable(module: nn.Module) -> bool:
 
 
 def _hold_layers(cache: Cache, layers: int) -> None:
-    """Gives a dynamic cache, which has a slot a layer of the trunk, the slots of a deeper branch."""
-    if isinstance(cache, DynamicCache) and cache.layer_class_to_replicate is None:
-        cache.layers.extend(DynamicLayer() for _ in range(layers - len(cache.layers)))
+    """Gives a dynamic cache, which has a slot a layer of the trunk, the slots of a deeper branch.
+
+    Raises:
+        ValueError: another kind of cache that is too shallow.
+    """
+    if len(cache.layers) >= layers or cache.layer_class_to_replicate is not None:
+        return
+    if not isinstance(cache, DynamicCache):
+        raise ValueError(
+            f"a cache of {len(cache.layers)} layers for a branch of {layers}: make it from config.branch_config(exit)"
+        )
+    cache.layers.extend(DynamicLayer() for _ in range(layers - len(cache.layers)))
 
 
 def layer_config(config: FamilyConfig, layers: int) -> FamilyConfig:

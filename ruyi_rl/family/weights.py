@@ -1,4 +1,4 @@
-"""Weight names: how a family's tensors relate to a stock Qwen's. The only place that knows.
+"""Weight names: how a family's tensors relate to a stock Qwen's.
 
 Published names (Ruyi, Ruyi2): `model.embed_tokens`, `model.layers.{i}` (the trunk and the last exit's own layer),
 `model.eelayers.{j}` (one decoder layer per earlier exit), `model.norms.{j}`, `lm_head.{j}` or a shared `lm_head`.

@@ -76,5 +76,5 @@ def magnitude(value: float) -> str:
 
 
 def share(value: float) -> str:
-    """`12.3 %`; of what would round to nothing, `3.1e-05 %`."""
-    return f"{100 * value:.1f} %" if value == 0 or abs(value) >= 0.0005 else f"{100 * value:.1e} %"
+    """`12.3 %`; two digits of what is small: `0.048 %`, `3.1e-05 %`."""
+    return f"{100 * value:.1f} %" if value == 0 or abs(value) >= 0.01 else f"{100 * value:#.2g} %"

@@ -27,7 +27,9 @@ def print_history(console: Console, history: Mapping[str, Any]) -> None:
     if others:
         console.print(others_table(others, "the other exits" if expanded else "the exits"))
     if any(row["measured_by"] and not row["comparable"] for row in rows):
-        console.print("* measured in another way (other problems, samples or judge): not to be compared", style="dim")
+        console.print(
+            "* measured in another way (other problems, samples, judge or rollout): not to be compared", style="dim"
+        )
     if history["stopped"]:
         console.print(f"older stages are left out: {history['stopped']}", style="dim", markup=False, soft_wrap=True)
 
@@ -63,7 +65,7 @@ def source(row: Row) -> str:
     if row["measured_by"] is None:
         return "not measured"
     if row["measured_by"] == row["stage"].removesuffix(RECOVERED):
-        return "this stage"
+        return row["measured_by"]
     return f"{row['measured_by']}: the same function"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ruyi_rl.config import RunConfig
+from ruyi_rl.data.check import calibration_form
 from ruyi_rl.data.loading import load_data
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.report.batch import Prompts
@@ -41,10 +42,7 @@ def calibration_rows(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> C
         Refusal: rows that cannot be read, all of them too long, or fewer than two left.
     """
     options = config.compress
-    data = options.data or config.data
-    # A `text` field is declared for pre-training, whose rows have no turns.
-    stage = "pretrain" if "text" in data.fields else "sft"
-    rows = load_data(data, config.seed, stage).train
+    rows = train_rows(config)
     rows = rows.select_columns([name for name in ROW_COLUMNS if name in rows.column_names])
     rows, lengths = limit_rows(rows, tokenizer, options.max_length, "compress.max_length")
     if len(rows) < 2:
@@ -59,6 +57,23 @@ def calibration_rows(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> C
         training=rows.select(sorted(order[:wanted] + order[wanted + held_out :])),
         lengths=lengths,
     )
+
+
+def train_rows(config: RunConfig) -> Dataset:
+    """`compress.data`, all of it, or the rows of `data` that are not held out.
+
+    Raises:
+        Refusal: rows that cannot be read.
+    """
+    data = config.compress.data
+    if data is None:
+        return load_data(config.data, config.seed, calibration_form(config.data)).train
+    if data.holdout is None:
+        data = replace(data, holdout=0)  # no pass rate is measured on these rows
+    try:
+        return load_data(data, config.seed, calibration_form(data)).train
+    except Refusal as refusal:
+        raise Refusal(f"compress.{refusal.key}", refusal.problem, refusal.allowed) from None
 
 
 def token_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -18,7 +18,7 @@ from ruyi_rl.run_folder import write_json
 from ruyi_rl.stages.calibration_rows import CalibrationRows, calibration_rows
 from ruyi_rl.stages.compression_scores import measured, problems, unchanged
 from ruyi_rl.stages.factorisation import factorise
-from ruyi_rl.stages.held_out import release_memory
+from ruyi_rl.stages.held_out import release_memory, told
 from ruyi_rl.stages.inputs import load_tokenizer
 from ruyi_rl.stages.recovery import recover, recovery_arguments
 from ruyi_rl.training.callbacks import read_metrics
@@ -85,11 +85,15 @@ def exit_to_compress(folder: Path, chosen: str | None) -> str:
 def say_rows(context: StageContext, rows: CalibrationRows) -> None:
     """One line on the rows."""
     options, lengths = context.config.compress, rows.lengths
-    left_out = f"; {lengths.left_out} rows longer than {options.max_length} tokens left out" if lengths.left_out else ""
-    fewer = f" ({options.calibration_rows} were asked for)" if len(rows.calibration) < options.calibration_rows else ""
+    left_out = (
+        f"; {lengths.left_out:,} rows longer than {options.max_length} tokens left out" if lengths.left_out else ""
+    )
+    fewer = (
+        f" ({options.calibration_rows:,} were asked for)" if len(rows.calibration) < options.calibration_rows else ""
+    )
     context.console.print(
-        f"calibration: {len(rows.calibration)} rows{fewer} of {sum(map(len, rows.calibration)):,} tokens, "
-        f"{len(rows.held_out)} others held out{left_out}",
+        f"calibration: {len(rows.calibration):,} rows{fewer} of {sum(map(len, rows.calibration)):,} tokens, "
+        f"{len(rows.held_out):,} others held out{left_out}",
         markup=False,
         soft_wrap=True,
     )
@@ -119,14 +123,7 @@ def summary(
         "bytes_after": after.bytes,
     }
     for when, made in scores.items():
-        score = made["exits"][exit]
-        values |= {
-            f"pass_{when}": score["pass_rate"],
-            f"pass_{when}_standard_error": score["standard_error"],
-            f"greedy_{when}": score["greedy"],
-            f"mean_tokens_{when}": score["mean_tokens"],
-            f"truncated_{when}": score["truncated"],
-        }
+        values |= told(made["exits"][exit], when)
     shown: dict[str, Any] = {
         "exit": exit,
         "method": options.method,

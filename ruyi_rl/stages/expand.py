@@ -15,7 +15,7 @@ from ruyi_rl.family.expansion import trained_share
 from ruyi_rl.run_folder import StageFolder
 from ruyi_rl.stages.inputs import load_family, load_tokenizer
 from ruyi_rl.validation.expansion import expanded
-from ruyi_rl.validation.known_family import stored_family
+from ruyi_rl.validation.known_family import described_family
 
 PROBES = (4, 32)
 """Rows and tokens that the exit's logits are compared on, before and after."""
@@ -30,7 +30,7 @@ def _expand(context: StageContext) -> dict[str, Any]:
     config, options = context.config, context.config.expand
     with context.console.status(f"reading {context.input}"):
         family, tokenizer = load_family(context.input, config.model), load_tokenizer(context.input)
-    expanded(options, stored_family(family.config.to_dict()))  # what a family on the hub is, was not known before
+    expanded(options, described_family(family.config.to_dict()))  # what a family on the hub is, was not known before
     exit = next(iter(family.exits)) if options.exit is None else options.exit
     change = expand_unchanged(family, exit, options.blocks, options.init, config.seed, options.again)
     family.save_pretrained(context.folder)

@@ -66,11 +66,13 @@ def run(config: RunConfig) -> None:
 
 
 def loading_lines(folder: Path, format: str) -> str:
-    """Two lines of Python that load an export."""
-    trust = ", trust_remote_code=True" if format == "factored" else ""
+    """Lines of Python that load an export."""
+    arguments = f"{str(folder)!r}{', trust_remote_code=True' if format == 'factored' else ''}"
     return (
-        "from transformers import AutoModelForCausalLM\n"
-        f"model = AutoModelForCausalLM.from_pretrained({str(folder)!r}{trust})"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"model = AutoModelForCausalLM.from_pretrained({arguments})\n"
+        # Without being trusted the tokenizer's class would ask about the model's code.
+        f"tokenizer = AutoTokenizer.from_pretrained({arguments})"
     )
 
 

@@ -15,9 +15,9 @@ from ruyi_rl import ranks
 from ruyi_rl.execution import StageContext
 from ruyi_rl.failure import StageFailed
 from ruyi_rl.family.calibration import Calibration, collect_grams, compressed_modules, module_group
-from ruyi_rl.family.compression import Compressed, MatrixReport, activation_loss, compress_matrices
+from ruyi_rl.family.factorisation import Compressed, MatrixReport, compress_matrices
 from ruyi_rl.family.options import COMPRESSION_METHODS
-from ruyi_rl.family.truncation import Factors
+from ruyi_rl.family.truncation import Factors, activation_loss
 from ruyi_rl.report.progress import ProgressLine
 from ruyi_rl.stages.calibration_rows import CalibrationRows, token_batches
 from ruyi_rl.stages.factor_files import FACTORS, save_compressed, save_factors

@@ -25,7 +25,7 @@ from ruyi_rl.rewards.failures import RewardFailures, failure_counts
 from ruyi_rl.rewards.scoring import RewardScorer
 from ruyi_rl.rollout.record import ReplayRollout, RolloutFile
 from ruyi_rl.rollout.worker import Rollout
-from ruyi_rl.stages.held_out import measure, measured_already, release_memory, reward_failures
+from ruyi_rl.stages.held_out import measure, measured_already, release_memory, reward_failures, told
 from ruyi_rl.stages.inputs import chosen_exits, load_to_train, load_tokenizer, trained_parameters, weight_bytes
 from ruyi_rl.stages.rollout_only import record_rollouts
 from ruyi_rl.stages.rollouts import completion_limit, rollouts
@@ -234,13 +234,7 @@ def summary(
         for when, scores in (("before", before), ("after", after)):
             score = scores["exits"].get(name)
             if score is not None:
-                values |= {
-                    f"pass_{when}": score["pass_rate"],
-                    f"pass_{when}_standard_error": score["standard_error"],
-                    f"greedy_{when}": score["greedy"],
-                    f"mean_tokens_{when}": score["mean_tokens"],
-                    f"truncated_{when}": score["truncated"],
-                }
+                values |= told(score, when)
         found["exits"][name] = values
     if after["exits"]:
         found["held_out"] = {key: after[key] for key in ("measurement", "problems", "samples", "temperature")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,17 @@ def measure(
         "samples": options.samples,
         "temperature": options.temperature,
         "exits": {name: asdict(score) for name, score in scores.items()},
+    }
+
+
+def told(score: Mapping[str, Any], when: str) -> dict[str, Any]:
+    """A score, an `ExitScore` as a dict, as a summary tells it of a moment: `pass_<when>`, `greedy_<when>` …"""
+    return {
+        f"pass_{when}": score["pass_rate"],
+        f"pass_{when}_standard_error": score["standard_error"],
+        f"greedy_{when}": score["greedy"],
+        f"mean_tokens_{when}": score["mean_tokens"],
+        f"truncated_{when}": score["truncated"],
     }
 
 

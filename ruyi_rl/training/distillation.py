@@ -59,30 +59,6 @@ def divergence(
     return Divergence(*(torch.cat(column) for column in zip(*parts)))
 
 
-def distillation_loss(
-    student_hidden: torch.Tensor,
-    teacher_hidden: torch.Tensor,
-    student_head: nn.Linear | FactoredLinear,
-    teacher_head: nn.Linear | FactoredLinear,
-    mask: torch.Tensor | None = None,
-    temperature: float = 1.0,
-    chunk: int = TOKEN_CHUNK,
-) -> torch.Tensor:
-    """Mean of KL(teacher ‖ student) per token, a scalar; 0 where no token counts. See `divergence`.
-
-    Args:
-        student_hidden: (…, hidden).
-        teacher_hidden: the same shape, but for the last dimension.
-        mask: (…) bool, the tokens that count; None: all.
-    """
-    if mask is None:
-        mask = torch.ones(student_hidden.shape[:-1], dtype=torch.bool, device=student_hidden.device)
-    found = divergence(
-        student_hidden[mask], teacher_hidden[mask], student_head, teacher_head, temperature=temperature, chunk=chunk
-    )
-    return found.kl.sum() / mask.sum().clamp(min=1)
-
-
 def _log_softmax(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """In float32 at least: a 16-bit sum over a vocabulary would be worth nothing."""
     wide = torch.promote_types(logits.dtype, torch.float32)

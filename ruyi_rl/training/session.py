@@ -55,6 +55,8 @@ def train(
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             if not context.stop.requested or trainer.state.global_step >= trainer.state.max_steps:
                 with trainer.phases("save"):
+                    # TRL switches it off for its own passes; whoever loads the family generates with it.
+                    trainer.model.config.use_cache = True
                     trainer.save_model(str(save_to))
                     ranks.barrier()
             if ranks.rank() == 0:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ruyi_rl.family.modeling_factored_qwen import factor_modules
 from ruyi_rl.family.rotary import rotary_embedding
@@ -42,7 +42,7 @@ class TaughtBranch(PreTrainedModel):
 
     def __init__(self, branch: PreTrainedModel, trunk: int, factors: Mapping[str, Factors], dtype: torch.dtype):
         super().__init__(copy.deepcopy(branch.config))
-        self.generation_config = GenerationConfig()  # TRL writes to it
+        self.generation_config = copy.deepcopy(branch.generation_config)  # TRL writes to it
         self.own_names = {name: _own_name(name, trunk) for name in factors}
         branch = branch.requires_grad_(False).eval()
         teacher = _Layers(branch, trunk, len(branch.model.layers), branch.model.norm, branch.lm_head)

@@ -49,12 +49,12 @@ def known_family(config: RunConfig) -> KnownFamily | None:
     if folder is not None:
         stored = read_model_config(key, folder)
         if stored["model_type"] in FAMILIES:
-            return stored_family(stored)
+            return described_family(stored)
     exits = config.model.exits
     return KnownFamily(dict(exits), dict.fromkeys(exits, 0)) if exits else None
 
 
-def stored_family(stored: Mapping[str, Any]) -> KnownFamily:
+def described_family(stored: Mapping[str, Any]) -> KnownFamily:
     """The family of a config.json."""
     exits = family_exits(stored)
     blocks = dict(zip(exits, stored.get("expansion_blocks") or []))

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from ruyi_rl.config import RunConfig
-from ruyi_rl.data.check import check_data
+from ruyi_rl.data.check import calibration_form, check_data
 from ruyi_rl.data.options import DataOptions
 from ruyi_rl.pipeline import REWARD_TOOLS, TOOLS, TWINS, chain, reads_reward
 from ruyi_rl.refusal import Refusal
@@ -104,6 +104,8 @@ def _check_data(config: RunConfig, stages: list[str], columns: list[str]) -> Non
             continue
         block, form = getattr(config, stage), ROWS[stage]
         own = block.data if stage == "compress" else None
+        if stage == "compress":
+            form = calibration_form(own or config.data)
         if own is None:
             check_data(config.data, form, columns if form == "grpo" else ())
         else:

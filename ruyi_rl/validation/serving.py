@@ -18,7 +18,7 @@ from ruyi_rl.stages.options import EXPORT_FORMATS, ExportOptions, GenerateOption
 from ruyi_rl.stages.prompts import read_prompts
 from ruyi_rl.tools import find_family
 from ruyi_rl.validation.folders import require_folder
-from ruyi_rl.validation.known_family import stored_family
+from ruyi_rl.validation.known_family import described_family
 from ruyi_rl.validation.model import check_model, family_exits, read_model_config
 from ruyi_rl.validation.rollout import check_rollout
 from ruyi_rl.validation.values import require, require_choice, require_exits
@@ -52,7 +52,7 @@ def check_tool(config: RunConfig) -> None:
         _check_exits("generate.exits", config.generate.exits or [], folder, exits)
         _check_drawing(config.generate, stored.get("max_position_embeddings"))
         _check_prompts(config.generate, folder)
-        check_rollout(config.rollout, stored_family(stored).depths, 1)
+        check_rollout(config.rollout, described_family(stored).depths, 1)
         return
     block = config.export if name == "export" else config.serve
     exit = block.exit or default_exit(stored, exits)

@@ -134,7 +134,7 @@ def test_nan_in_padding_does_not_count(stock, padded_batch):
 
 def test_no_calibration_is_refused(stock, padded_batch):
     ids, mask = padded_batch
-    for batches in ([], [{"input_ids": ids, "attention_mask": torch.zeros_like(mask)}]):
+    for batches in ([], [{"input_ids": ids[:, :0]}], [{"input_ids": ids, "attention_mask": torch.zeros_like(mask)}]):
         with pytest.raises(ValueError, match="no calibration"):
             collect_grams(stock(), ["lm_head"], batches)
 

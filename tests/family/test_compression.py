@@ -8,16 +8,10 @@ import pytest
 import torch
 
 from ruyi_rl.family import Family
-from ruyi_rl.family.budget import budget, shares
-from ruyi_rl.family.compression import (
-    Factors,
-    activation_loss,
-    apply_factors,
-    compress_matrices,
-    full_ratio_rank,
-    method_losses,
-)
-from ruyi_rl.family.truncation import Decomposition, Whitening
+from ruyi_rl.family.budget import budget, full_ratio_rank, shares
+from ruyi_rl.family.compression import apply_factors
+from ruyi_rl.family.factorisation import compress_matrices, method_losses
+from ruyi_rl.family.truncation import Decomposition, Factors, Whitening, activation_loss
 
 EXITS = {"small": 1, "large": 4}
 RUYI2 = [
@@ -359,6 +353,16 @@ def test_factors_take_the_familys_dtype(backbone, dtype):
     # Achieved is what the factors as they are kept cost, their rounding included.
     rounded = any(r.achieved != pytest.approx(r.predicted, rel=1e-7) for r in reports)
     assert rounded == (dtype == torch.bfloat16)
+
+
+def test_factors_are_trained_and_run_as_what_they_replace(backbone):
+    family = random_family(backbone).train()
+    family.freeze_except(["large"])
+    family.model.expansions[0][1].mlp.up_proj.weight.requires_grad_()
+    family.compress("small", 0.4, rows())
+    trained = {name for name, parameter in family.model.expansions.named_parameters() if parameter.requires_grad}
+    assert trained == {"0.1.mlp.up_proj.u.weight", "0.1.mlp.up_proj.v.weight"}
+    assert all(module.training for module in family.modules())
 
 
 def test_shared_head_is_left_alone(backbone, padded_batch):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 from ruyi_rl.family import Family, FamilyConfig
 from ruyi_rl.family.config import RuyiQwen3Config
@@ -182,6 +182,23 @@ def test_a_callers_cache_holds_a_branch_deeper_than_the_trunk(make_family, cache
         parts.append(output.logits["small"])
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-4, rtol=1e-5)
     assert past.get_seq_length() == 12 and len(past.layers) == family.config.depths["small"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_new_blocks_are_in_the_familys_mode(make_family, training):
+    family = make_family().train(training)
+    family.expand("small", blocks=1, again=True)
+    assert {module.training for module in family.modules()} == {training}
+
+
+def test_a_cache_of_a_fixed_depth_that_is_too_shallow_is_refused(make_family):
+    family = make_family(blocks=DEEPER)
+    ids, room = torch.arange(2, 14)[None], {"max_cache_len": 16}
+    with pytest.raises(ValueError, match=r"cache of 5 layers for a branch of .*branch_config"):
+        family(ids, exits="small", past_key_values=StaticCache(config=family.config, **room), use_cache=True)
+    deep = StaticCache(config=family.config.branch_config("small"), **room)
+    output = family(ids, exits="small", past_key_values=deep, use_cache=True)
+    torch.testing.assert_close(output.logits["small"], family(ids, exits="small").logits["small"])
 
 
 def test_the_first_steps_gradients_go_to_the_silent_matrices_alone(make_family, padded_batch):

@@ -65,7 +65,15 @@ def test_names_with_brackets_are_shown_as_they_are():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.0, "0.0 %"), (0.4, "40.0 %"), (0.0005, "0.1 %"), (3.1e-7, "3.1e-05 %"), (1.0, "100.0 %")]
+    ("value", "text"),
+    [
+        (0.0, "0.0 %"),
+        (0.4, "40.0 %"),
+        (0.0053, "0.53 %"),
+        (0.00048, "0.048 %"),
+        (3.1e-7, "3.1e-05 %"),
+        (1.0, "100.0 %"),
+    ],
 )
 def test_shares_that_round_to_nothing_are_not_hidden(value, text):
     assert share(value) == text

@@ -51,9 +51,9 @@ def test_the_expanded_exit_stands_first_stage_by_stage():
     text = shown(dae())
     assert text.index("small, stage by stage") < text.index("the other exits")
     assert "│ init │ 1 │ 1,000,000 │ 4 MB │ │ │ not measured │" in text
-    assert "│ sft, before expansion │ 1 │ 1,000,000 │ 4 MB │ 30.0 ± 1.2 % │ 30.0 % │ this stage │" in text
+    assert "│ sft, before expansion │ 1 │ 1,000,000 │ 4 MB │ 30.0 ± 1.2 % │ 30.0 % │ sft │" in text
     assert "│ expand │ 4 │ 4,000,000 │ 16 MB │ 30.0 ± 1.2 % │ 30.0 % │ sft: the same function │" in text
-    assert "│ compress, recovered │ 4 │ 4,000,000 │ 16 MB │ 48.0 ± 1.2 % │ 48.0 % │ this stage │" in text
+    assert "│ compress, recovered │ 4 │ 4,000,000 │ 16 MB │ 48.0 ± 1.2 % │ 48.0 % │ compress │" in text
 
 
 def test_an_unchanged_exit_has_one_line_for_all_its_stages():
@@ -96,7 +96,7 @@ def test_rates(value, error, text):
 def test_the_expansion_is_found_by_the_layers():
     assert before_expansion(dae()["rows"][:6]) == 1
     assert before_expansion(dae()["rows"][6:]) is None
-    assert source(row("compress, recovered", pass_rate=0.1, by="compress")) == "this stage"
+    assert source(row("compress, recovered", pass_rate=0.1, by="compress")) == "compress"
 
 
 def colours(history, path):

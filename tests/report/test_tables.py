@@ -64,7 +64,7 @@ def test_sft_shows_loss_accuracy_and_pass_rates(evaluated):
     text = shown({"stage": "sft", "run": "runs/x/sft", "seed": 1, "seconds": 1, "exits": {"1.7B": exit}})
     assert "5.000 → 0.500 │ 0.100 → 0.750" in text
     assert ("│ 12.5 % │ 25.0 %" in text) == evaluated
-    assert "Next: python -m ruyi_rl stage=grpo" in text
+    assert "Next: python -m ruyi_rl stage=grpo with the same options" in text
 
 
 def test_init_shows_the_branches_and_only_the_last_stage_says_what_is_next():
@@ -102,7 +102,7 @@ def test_expand_shows_the_branches_and_what_is_trained_of_the_new_one():
     assert "256 problems" not in text  # nothing of it stands in this table
     assert (
         "holds the family, its tokenizer and summary.json" in text
-        and "Next: python -m ruyi_rl stage=expanded_sft" in text
+        and "Next: python -m ruyi_rl stage=expanded_sft start_from=" in text
     )
     assert "has 1 new block and" in shown(of("expand", exits, exit="small", blocks=1, trained_share=0.5))
 
@@ -122,7 +122,10 @@ def test_compress_shows_what_is_kept_and_what_is_saved():
     sizes = "1,000,000 → 710,000 │ 4 MB → 2.84 MB │"
     text = shown(of("compress", {"small": COMPRESSED}, recover_steps=50))
     assert f"│ small │ 50.0 % │ 45.0 % (90.0 %) │ 49.5 % (99.0 %) │ {sizes}" in text and "recovered (kept)" in text
-    assert "Next: python -m ruyi_rl stage=eval" in text and "matrices.json, metrics.jsonl and curves.png." in text
+    assert (
+        "Next: python -m ruyi_rl stage=eval start_from=" in text
+        and "matrices.json, metrics.jsonl and curves.png." in text
+    )
     text = shown(of("compress", {"small": {**COMPRESSED, "pass_after": 0.45}}, recover_steps=0))
     assert f"│ small │ 50.0 % │ 45.0 % (90.0 %) │ {sizes}" in text and "summary.json and matrices.json." in text
 

@@ -90,3 +90,21 @@ def test_batches_hold_each_row_once_and_no_more_padding_than_they_must():
         assert batch["attention_mask"].all(1).any() and not (batch["attention_mask"].diff(dim=1) > 0).any()
         found += [row[row != 0].tolist() for row in batch["input_ids"]]
     assert sorted(found) == sorted(rows)
+
+
+def own(tmp_path, lines, **fields):
+    (tmp_path / "own.jsonl").write_text(lines)
+    data = DataOptions(path=str(tmp_path / "own.jsonl"), test=None, fields=fields)
+    return RunConfig(seed=1, compress=CompressOptions(calibration_rows=8, data=data))
+
+
+def test_rows_of_its_own_need_no_held_out_problems(tmp_path):
+    config = own(tmp_path, 20 * (json.dumps({"text": "always the same"}) + "\n"), text="text")
+    rows = calibration_rows(config, byte_tokenizer())
+    assert (len(rows.calibration), len(rows.held_out), len(rows.training)) == (8, 4, 16)
+
+
+def test_what_is_wrong_with_rows_of_its_own_names_their_key(tmp_path):
+    config = own(tmp_path, json.dumps({"text": "no completion"}) + "\n")
+    with pytest.raises(Refusal, match=r"^compress\.data\.fields\.prompt: "):
+        calibration_rows(config, byte_tokenizer())

@@ -55,6 +55,9 @@ def test_every_stage_of_dae_and_its_report(tmp_path, capsys, monkeypatch):
     assert moved == {name for name in before if name.startswith(NEW)}
     assert all(compressed[name].equal(before[name]) for name in before if not name.startswith(NEW))
 
+    # A trainer switches the cache off for its own passes.
+    assert all(read(tmp_path / "run" / stage / "config.json").get("use_cache", True) for stage in STAGES[:-1])
+
     summaries = {stage: read(tmp_path / "run" / stage / "summary.json") for stage in STAGES}
     assert summaries["expand"]["max_logit_change"] == 0.0
     sizes = [summaries[stage]["exits"]["small"]["parameters"] for stage in ("init", "expand", "eval")]

@@ -51,7 +51,7 @@ def test_both_formats_load_by_the_lines_that_are_printed(export, compressed_fold
         shown = export(f"export.format={format}")
         folder, found = tmp_path / "run" / "export" / f"small-{format}", {}
         exec(shown.out, found)  # noqa: S102
-        assert shown.out.count("\n") == 2 and type(found["model"]).__name__ == kind
+        assert shown.out.count("\n") == 3 and type(found["model"]).__name__ == kind
         with torch.no_grad():
             torch.testing.assert_close(found["model"](IDS).logits, expected, atol=atol * expected.abs().max(), rtol=0)
         sizes[format] = (folder / "model.safetensors").stat().st_size
@@ -59,7 +59,7 @@ def test_both_formats_load_by_the_lines_that_are_printed(export, compressed_fold
         assert 0 < sizes[format] - 4 * parameters < 20_000  # the file's header
         assert str(folder) in shown.err and f"{parameters:,} parameters" in shown.err
         assert f"({sizes[format]:,} bytes)" in shown.err and "largest difference of a logit" in shown.err
-        assert AutoTokenizer.from_pretrained(folder)("3+5=")["input_ids"]
+        assert found["tokenizer"]("3+5=")["input_ids"]
         tokenizer = AutoTokenizer.from_pretrained(compressed_folder)
         assert found["model"].generation_config.eos_token_id in (tokenizer.eos_token_id, [tokenizer.eos_token_id])
         mark = json.loads((folder / "exported.json").read_text())

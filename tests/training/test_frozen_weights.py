@@ -34,6 +34,16 @@ def test_a_family_that_an_engine_has_cast_gets_back_what_was_frozen(folders):
     assert all(after[name].dtype == torch.float32 and torch.equal(after[name], learnt[name].float()) for name in moved)
 
 
+def test_a_single_file_of_before_is_not_left_beside_several_shards(folders, monkeypatch):
+    start, saved, trained = folders
+    trained.bfloat16().save_pretrained(saved)
+    whole = Family.save_pretrained
+    monkeypatch.setattr(Family, "save_pretrained", lambda self, folder: whole(self, folder, max_shard_size="50KB"))
+    assert restore_frozen(start, saved, ["small"])
+    assert len(list(saved.glob("model-*.safetensors"))) > 1 and not (saved / "model.safetensors").exists()
+    assert Family.from_pretrained(saved, dtype="auto").dtype == torch.float32
+
+
 def test_a_family_of_its_own_dtype_is_left_as_it_is(folders):
     start, saved, trained = folders
     trained.save_pretrained(saved)

@@ -13,7 +13,7 @@ from ruyi_rl.rollout.servers import addresses
 from ruyi_rl.training.options import SFTOptions
 from ruyi_rl.validation import validate
 from ruyi_rl.validation.expansion import compressed, expanded, families
-from ruyi_rl.validation.known_family import KnownFamily, known_family, stored_family
+from ruyi_rl.validation.known_family import KnownFamily, described_family, known_family
 from ruyi_rl.validation.training import trained_exits
 
 DAE = "stages=[init,sft,expand,expanded_sft,grpo,compress,eval]"
@@ -191,6 +191,10 @@ def test_eval_reads_rows_as_grpo_does_and_compress_as_sft(tmp_path, families_on_
     validate(config_of("stage=eval", *rows))
     assert refusal("stage=compress", *rows).key == "data.fields.completion"
     validate(config_of("stage=compress", "start_from=expanded", "compress.data.source=arithmetic"))
+    (tmp_path / "texts.jsonl").write_text('{"text": "one and two"}\n' * 30)
+    texts = ["start_from=expanded", "compress.data.path=texts.jsonl"]
+    validate(config_of("stage=compress", *texts, "+compress.data.fields.text=text"))
+    assert refusal("stage=compress", *texts).key == "compress.data.fields.prompt"
 
 
 def test_a_chat_template_is_needed_by_what_renders_chats(tmp_path, families_on_disk):
@@ -226,11 +230,11 @@ def test_a_server_is_asked_for_the_depth_that_the_expansion_has_made(monkeypatch
 
 def test_a_config_json_says_what_is_expanded_and_compressed():
     stored = {"early_exit_points": [2, 21, 39], "exit_names": ["a", "b", "c"], "num_hidden_layers": 40}
-    assert stored_family(stored) == KnownFamily({"a": 2, "b": 21, "c": 39}, {"a": 0, "b": 0, "c": 0})
-    grown = stored_family(stored | {"expansion_blocks": [3, 0, 2], "factor_ranks": {}})
+    assert described_family(stored) == KnownFamily({"a": 2, "b": 21, "c": 39}, {"a": 0, "b": 0, "c": 0})
+    grown = described_family(stored | {"expansion_blocks": [3, 0, 2], "factor_ranks": {}})
     assert grown.expanded == ["a", "c"] and grown.depths == {"a": 6, "b": 22, "c": 42} and not grown.compressed
     ranks = {"model.expansions.2.0.mlp.up_proj": 4, "lm_head.2": 3, "model.layers.1.mlp.up_proj": 2, "lm_head": 1}
-    assert stored_family(stored | {"expansion_blocks": [3, 0, 2], "factor_ranks": ranks}).compressed == {"c"}
+    assert described_family(stored | {"expansion_blocks": [3, 0, 2], "factor_ranks": ranks}).compressed == {"c"}
 
 
 def test_the_stages_hand_the_family_on():
