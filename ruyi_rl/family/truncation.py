@@ -107,11 +107,11 @@ class Decomposition:
         if not weight.isfinite().all():
             raise ValueError(f"the weight of {name} holds NaN or infinity")
         if not whitened:
-            left, singular, right = torch.linalg.svd(weight, full_matrices=False)
+            left, singular, right = thin_svd(weight)
             seen = (right @ whitening.basis).square() @ whitening.eigenvalues
             return cls(left, singular, right, singular.square() * seen)
         shifted = whitening.eigenvalues + whitening.shift
-        left, singular, right = torch.linalg.svd(weight @ whitening.basis * shifted.sqrt(), full_matrices=False)
+        left, singular, right = thin_svd(weight @ whitening.basis * shifted.sqrt())
         seen = right.square() @ (whitening.eigenvalues / shifted) if whitening.shift else torch.ones_like(singular)
         return cls(left, singular, right / shifted.sqrt() @ whitening.basis.T, singular.square() * seen)
 
@@ -125,6 +125,18 @@ class Decomposition:
         right = self.singular[:rank, None] * self.right[:rank]
         half = torch.linalg.norm(right, dim=1).sqrt()
         return Factors(self.left[:, :rank] * half, right / half.where(half > 0, 1.0)[:, None])
+
+
+def thin_svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(m, n) -> (m, k), (k,), (k, n), k = min(m, n).
+
+    A much taller matrix, an LM head, goes through QR first: LAPACK does so by itself, an accelerator's library need not.
+    """
+    if matrix.shape[0] < 2 * matrix.shape[1]:
+        return torch.linalg.svd(matrix, full_matrices=False)
+    tall, square = torch.linalg.qr(matrix)
+    left, singular, right = torch.linalg.svd(square, full_matrices=False)
+    return tall @ left, singular, right
 
 
 def tail(costs: torch.Tensor, rank: int) -> float:

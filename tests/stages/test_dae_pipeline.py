@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from ruyi_rl.__main__ import main
 from ruyi_rl.cli.compose import ConfigSource, compose_config, to_run_config
+from ruyi_rl.family import Family
 from ruyi_rl.validation import validate
 
 STAGES = ["init", "sft", "expand", "expanded_sft", "grpo", "compress", "eval"]
@@ -72,6 +73,23 @@ def test_every_stage_of_dae_and_its_report(tmp_path, capsys, monkeypatch):
     start = time.monotonic()
     assert main(command) == 0
     assert time.monotonic() - start < 5 and "done already" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_pretraining_after_an_expansion_moves_what_is_new(tmp_path):
+    text = "".join(json.dumps({"text": f"{n:03d} " + "one and one is two. " * 9}) + "\n" for n in range(40))
+    (tmp_path / "texts.jsonl").write_text(text)
+    data = ["data=rows", f"data.path={tmp_path / 'texts.jsonl'}", "data.holdout=4", "+data.fields.text=text"]
+    steps = ["expanded_pretrain.trainer.max_steps=2", "expanded_pretrain.trainer.warmup_steps=0"]
+    run = ["stage=pipeline", "stages=[init,expand,expanded_pretrain]", f"run_dir={tmp_path / 'run'}", "name=texts"]
+    assert main([*run, *data, *steps]) == 0
+    before, after = (
+        Family.from_pretrained(tmp_path / "run" / stage).state_dict() for stage in ("expand", "expanded_pretrain")
+    )
+    moved = {name for name in before if not before[name].equal(after[name])}
+    assert moved == {name for name in before if name.startswith(NEW)}
+    summary = read(tmp_path / "run" / "expanded_pretrain" / "summary.json")
+    assert list(summary["exits"]) == ["small"] and summary["steps"] == 2
 
 
 def read(path: Path) -> dict:
