@@ -3,6 +3,7 @@ rollout back ends against bare vLLM, our rewards against math-verify, TRL and pl
 
     python scripts/bench.py grpo [--shape ruyi2] [--cases 256,64,8 …] [--rounds 5] [--threads 4] [--json FILE] [--check]
     python scripts/bench.py sft  [--shape ruyi2] [--cases 4,256 …]    [--rounds 5] [--threads 4] [--json FILE] [--check]
+    python scripts/bench.py expansion [--shape ruyi2] [--case 4,256] [--rounds 5] [--threads 4] [--json FILE]
     python scripts/bench.py growth [--rounds 3] [--threads 4] [--json FILE] [--figure FILE]
     python scripts/bench.py sync [--shape ruyi2] [--servers] [--rounds 7] [--json FILE] [--check]
     python scripts/bench.py rollout [--rounds 7] [--servers] [--json FILE]
@@ -19,6 +20,7 @@ import json
 import os
 from pathlib import Path
 
+import bench_expansion
 import bench_growth
 import bench_rewards
 import bench_rollout
@@ -31,6 +33,11 @@ COMMANDS = {
         bench_training.add_grpo_arguments,
         bench_training.grpo,
         "a GRPO step of all exits against TRL's on each branch",
+    ),
+    "expansion": (
+        bench_expansion.add_arguments,
+        bench_expansion.expansion,
+        "a step of an expanded exit's new parts against one of its whole branch",
     ),
     "growth": (
         bench_growth.add_arguments,

@@ -11,6 +11,7 @@ BENCH = SCRIPTS / "bench.py"
 sys.path.insert(0, str(SCRIPTS))
 
 import bench_baseline
+import bench_expansion
 import bench_training
 
 TINY = {"grpo": ["--cases", "12,6,2"], "sft": ["--cases", "3,12"]}
@@ -48,6 +49,20 @@ def test_training_is_proved_equal_and_timed(command, tmp_path, capsys):
             assert row["share"] == pytest.approx(row["ratio"]["median"] / row["bound"])
     json.dumps(found)
     assert len(json.loads(baseline.read_text())) == len([row for row in found["rows"] if row["bound"]])
+
+
+@pytest.mark.slow
+def test_what_is_new_is_proved_equal_and_measured(capsys):
+    parser = ArgumentParser()
+    bench_expansion.add_arguments(parser)
+    options = ["--shape", "tiny", "--case", "4,64", "--rounds", "1", "--threads", "1"]
+    found = bench_expansion.expansion(parser.parse_args(options))
+    assert found["gradients"]["gradients"] <= 1e-6 and "tensors within" in capsys.readouterr().out
+    rows = {row["phase"]: row for row in found["rows"]}
+    assert rows.keys() == {"forward", "backward", "optimiser", "whole step"}
+    assert rows["backward"]["bound"] > rows["whole step"]["bound"] > 1
+    memory = found["memory_mib"]
+    assert memory["what is new"]["peak"] < memory["whole branch"]["peak"]
 
 
 @pytest.mark.parametrize("command", ["grpo", "sft"])
