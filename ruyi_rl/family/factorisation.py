@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -137,16 +136,6 @@ def compress_matrices(
         if progress is not None:
             progress(f"factorised {group}: {len(names)} of {rows} x {columns}")
     return {name: found[name] for name in weights}
-
-
-def method_losses(reports: Iterable[MatrixReport], held_out: bool = False) -> dict[str, dict[str, float]]:
-    """Method -> group -> loss of the group's matrices together, sqrt(ΣL²); predicted, or on the held-out inputs."""
-    squares: dict[str, dict[str, float]] = {}
-    for report in reports:
-        for method, loss in (report.held_out if held_out else report.losses).items():
-            of_method = squares.setdefault(method, {})
-            of_method[report.group] = of_method.get(report.group, 0.0) + loss**2
-    return {method: {group: math.sqrt(s) for group, s in of.items()} for method, of in squares.items()}
 
 
 def check_options(ratio: float, method: str) -> None:

@@ -130,7 +130,7 @@ class Decomposition:
 def thin_svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(m, n) -> (m, k), (k,), (k, n), k = min(m, n).
 
-    A much taller matrix, an LM head, goes through QR first: LAPACK does so by itself, an accelerator's library need not.
+    A much taller matrix, an LM head, goes through QR first: LAPACK does so by itself, a GPU's library may not.
     """
     if matrix.shape[0] < 2 * matrix.shape[1]:
         return torch.linalg.svd(matrix, full_matrices=False)

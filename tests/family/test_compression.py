@@ -10,7 +10,7 @@ import torch
 from ruyi_rl.family import Family
 from ruyi_rl.family.budget import budget, full_ratio_rank, shares
 from ruyi_rl.family.compression import apply_factors
-from ruyi_rl.family.factorisation import compress_matrices, method_losses
+from ruyi_rl.family.factorisation import compress_matrices
 from ruyi_rl.family.truncation import Decomposition, Factors, Whitening, activation_loss
 
 EXITS = {"small": 1, "large": 4}
@@ -21,6 +21,16 @@ RUYI2 = [
     ((5120, 17408), 2373),
     ((151936, 5120), 2971),
 ]
+
+
+def method_losses(reports, held_out=False):
+    """Method -> group -> loss of the group's matrices together, sqrt(ΣL²); predicted, or on the held-out inputs."""
+    squares = {}
+    for report in reports:
+        for method, loss in (report.held_out if held_out else report.losses).items():
+            of_method = squares.setdefault(method, {})
+            of_method[report.group] = of_method.get(report.group, 0.0) + loss**2
+    return {method: {group: math.sqrt(s) for group, s in of.items()} for method, of in squares.items()}
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:
