@@ -67,6 +67,12 @@ def test_sft_shows_loss_accuracy_and_pass_rates(evaluated):
     assert "Next: python -m ruyi_rl stage=grpo with the same options" in text
 
 
+def test_what_is_next_after_a_start_from_another_family_names_this_one():
+    exit = {"loss_first": 5.0, "loss_last": 0.5, "accuracy_first": 0.1, "accuracy_last": 0.75}
+    text = shown(of("sft", {"1.7B": exit}, start_from="runs/other/sft"))
+    assert "Next: python -m ruyi_rl stage=grpo start_from=runs/x/sft and the other options" in text
+
+
 def test_init_shows_the_branches_and_only_the_last_stage_says_what_is_next():
     exits = {"8B": {"k": 21, "layers": 22, "parameters": 8_045_000_000}}
     summary = {"stage": "init", "run": "runs/x/init", "seed": 1, "seconds": 3700, "exits": exits}

@@ -1,10 +1,12 @@
 """`experiment=dae_tiny` from nothing to its report, shortened."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from ruyi_rl.__main__ import main
@@ -90,6 +92,22 @@ def test_pretraining_after_an_expansion_moves_what_is_new(tmp_path):
     assert moved == {name for name in before if name.startswith(NEW)}
     summary = read(tmp_path / "run" / "expanded_pretrain" / "summary.json")
     assert list(summary["exits"]) == ["small"] and summary["steps"] == 2
+
+
+@pytest.mark.slow
+def test_an_engine_that_casts_leaves_no_trace_in_what_is_frozen(family_folder, tmp_path):
+    """DeepSpeed in bf16 rounds a whole float32 family, and saves it so."""
+    family = Family.from_pretrained(family_folder).expand("small", blocks=1)
+    shutil.copytree(family_folder, tmp_path / "expand")
+    family.save_pretrained(tmp_path / "expand")
+    steps = ["expanded_sft.trainer.max_steps=2", "expanded_sft.trainer.warmup_steps=0", "data.task.train_problems=100"]
+    engine = ["deepspeed=zero2", "expanded_sft.trainer.bf16=true", "evaluation.problems=0"]
+    start = [f"start_from={tmp_path / 'expand'}", f"run_dir={tmp_path / 'run'}", "stage=expanded_sft"]
+    assert main([*start, *engine, *steps]) == 0
+    before, after = family.state_dict(), Family.from_pretrained(tmp_path / "run" / "expanded_sft", dtype="auto")
+    assert after.dtype == torch.float32
+    moved = {name for name, tensor in after.state_dict().items() if not tensor.equal(before[name])}
+    assert moved and all(name.startswith(NEW) for name in moved)
 
 
 def read(path: Path) -> dict:
