@@ -9,9 +9,9 @@ from typing import Any
 from ruyi_rl import ranks
 from ruyi_rl.execution import StageContext
 from ruyi_rl.family import FamilyConfig
-from ruyi_rl.family.calibration import compressed_modules
+from ruyi_rl.family.options import CompressOptions
 from ruyi_rl.family.stored import stored_family
-from ruyi_rl.refusal import Refusal, nearest
+from ruyi_rl.refusal import Refusal
 from ruyi_rl.report.compression import matrix_table, method_table
 from ruyi_rl.report.curves import draw_curves
 from ruyi_rl.run_folder import write_json
@@ -22,12 +22,14 @@ from ruyi_rl.stages.held_out import release_memory, told
 from ruyi_rl.stages.inputs import load_tokenizer
 from ruyi_rl.stages.recovery import recover, recovery_arguments
 from ruyi_rl.training.callbacks import read_metrics
+from ruyi_rl.validation.expansion import compressed_exit
+from ruyi_rl.validation.known_family import described_family
 
 
 def run(context: StageContext) -> dict[str, Any]:
     """Compresses the exit, recovers it where that is asked for, and measures it in between."""
     config, options = context.config, context.config.compress
-    exit = exit_to_compress(context.input, options.exit)
+    exit = exit_to_compress(context.input, options)
     tokenizer = load_tokenizer(context.input)
     rows = calibration_rows(config, tokenizer)
     judged = problems(context)
@@ -58,28 +60,17 @@ def run(context: StageContext) -> dict[str, Any]:
     return summary(context, exit, found, {when: score for when, score in scores.items() if score["exits"]})
 
 
-def exit_to_compress(folder: Path, chosen: str | None) -> str:
-    """`compress.exit`, or the one exit that is expanded and not compressed.
+def exit_to_compress(folder: Path, options: CompressOptions) -> str:
+    """`compress.exit`, or the one exit that is expanded and not compressed: what a family on the hub is, was not known
+    before.
 
     Raises:
         Refusal: no such exit, none or several to choose, or one that is not expanded or is compressed already.
     """
-    config = FamilyConfig.from_pretrained(str(folder))
-    expanded = [name for name, blocks in config.expansions.items() if blocks]
-    ready = [name for name in expanded if not set(compressed_modules(config, name).values()) & set(config.factor_ranks)]
-    if not expanded:
+    family = described_family(FamilyConfig.from_pretrained(str(folder)).to_dict())
+    if not family.expanded:
         raise Refusal("compress.exit", f"no exit in {folder} is expanded", "a family that stage=expand has made")
-    if chosen is None and len(ready) != 1:
-        problem = f"{len(ready)} exits in {folder} are expanded and not compressed"
-        raise Refusal("compress.exit", problem, f"one of {ready}" if ready else "a family before stage=compress")
-    if chosen is None:
-        return ready[0]
-    if chosen not in config.exits:
-        raise Refusal("compress.exit", f"no exit {chosen!r} in {folder}", nearest(chosen, config.exits))
-    if chosen not in ready:
-        state = "is compressed already" if chosen in expanded else "is not expanded"
-        raise Refusal("compress.exit", f"{chosen} {state} in {folder}", f"one of {ready}" if ready else "stage=expand")
-    return chosen
+    return compressed_exit(options, family)
 
 
 def say_rows(context: StageContext, rows: CalibrationRows) -> None:

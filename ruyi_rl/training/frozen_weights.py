@@ -36,7 +36,7 @@ def restore_frozen(start: Path, saved: Path, exits: Collection[str]) -> bool:
         for name, tensor in family.state_dict().items():
             if name in trained:
                 tensor.copy_(learnt[name])
-    for file in (*weight_files(saved), saved / "model.safetensors.index.json"):
-        file.unlink(missing_ok=True)  # a wider family may take several files, and the one file of before would be read
+    for file in (*weight_files(saved), *saved.glob("model.safetensors.index.json")):
+        file.unlink()  # a wider family may take several files, and the one file of before would be read
     family.save_pretrained(saved)
     return True

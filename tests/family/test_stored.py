@@ -1,11 +1,9 @@
-import math
-
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen3Config
 
 from ruyi_rl.family import Family
-from ruyi_rl.family.stored import header, same_function, stored_family, weight_files
+from ruyi_rl.family.stored import same_function, stored_family, weight_files
 
 SHAPE = {
     "vocab_size": 48,
@@ -64,13 +62,13 @@ def test_shards_are_read_like_one_file(tmp_path, family):
     assert same_function(whole, shards) == set(EXITS)
 
 
-def test_the_header_gives_the_bytes_of_each_tensor(tmp_path, family):
-    family.save_pretrained(tmp_path)
-    tensors = header(tmp_path / "model.safetensors")
+def test_headers_and_tensors_are_the_familys(tmp_path, family):
+    tensors = saved(family, tmp_path).tensors
+    assert tensors.keys() == family.state_dict().keys()
     for name, value in family.state_dict().items():
         tensor = tensors[name]
-        assert tensor.shape == tuple(value.shape) and tensor.bytes == 4 * math.prod(tensor.shape)
-        assert b"".join(tensor.chunks()) == value.numpy().tobytes()
+        assert (tensor.dtype, tensor.shape, tensor.bytes) == ("F32", tuple(value.shape), 4 * value.numel())
+        assert torch.equal(tensor.load(), value)
 
 
 def test_a_changed_bit_changes_only_the_exits_that_run_through_it(tmp_path, family):
