@@ -98,6 +98,10 @@ def test_silent_blocks_change_no_exit_and_speaking_ones_theirs(tmp_path, backbon
 def test_another_dtype_is_another_function(tmp_path, family):
     before = saved(family, tmp_path / "a")
     assert same_function(before, saved(family.half(), tmp_path / "b")) == set()
+    brain = saved(family.bfloat16(), tmp_path / "c")
+    for parameter in family.parameters():
+        parameter.data = parameter.data.view(torch.float16)  # the same bits, other numbers
+    assert same_function(brain, saved(family, tmp_path / "d")) == set()
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
