@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -21,10 +22,13 @@ class FamilyTrainer:
     """
 
     phases: PhaseClock
+    carried: dict[str, Any]
+    """JSON values that a resumed training goes on with; each rank's own, as they were after the checkpoint's step."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.phases = PhaseClock(settle=torch.cuda.synchronize if self.args.device.type == "cuda" else None)
+        self.carried: dict[str, Any] = {}
         self.add_callback(PhaseBorders(self.phases))
 
     def scoring_phase(self, model) -> str:
