@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import stat
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
+from ruyi_rl import ranks
 from ruyi_rl.cli.compose import (
     ConfigSource,
     compose_config,
@@ -21,15 +24,23 @@ from ruyi_rl.cli.compose import (
     to_run_config,
     working_conf,
 )
-from ruyi_rl.cli.launch import launch, needs_launch
+from ruyi_rl.cli.launch import launch, needs_launch, require_launched
 from ruyi_rl.cli.overview import print_help, print_overview
 from ruyi_rl.cli.sweep import run_sweep
+from ruyi_rl.config import RunConfig
+from ruyi_rl.disk import refused_write
 from ruyi_rl.failure import Interrupted, StageFailed
+from ruyi_rl.launcher_command import take_torchruns_names, without_local_rank
+from ruyi_rl.launchers import end_with_launcher
 from ruyi_rl.pipeline import TOOLS, run_stages
+from ruyi_rl.redaction import Redaction
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.report.console import run_console
 from ruyi_rl.tools import run_tool
 from ruyi_rl.validation import validate
+
+OTHERS_WRITE = stat.S_IWOTH
+"""Taken from the mode of all that the command makes, whatever the user's umask: a run folder is read again."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,25 +53,30 @@ def main(arguments: list[str] | None = None) -> int:
         The exit status: 0; 1 for a failed run; 2 for a refused command; 130 or 143 for an interrupted run.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    end_with_launcher()
+    take_torchruns_names()
+    os.umask(os.umask(0) | OTHERS_WRITE)
+    hidden = Redaction.of_command(arguments)
     try:
         return _run(arguments)
     except Refusal as refusal:
         # Every rank refuses the same; one message is enough.
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"ruyi_rl: {refusal}", file=sys.stderr)
+            print(f"ruyi_rl: {hidden.text(str(refusal))}", file=sys.stderr)
         return 2
     except StageFailed as failure:
-        print(f"ruyi_rl: {failure}", file=sys.stderr)
+        print(f"ruyi_rl: {hidden.text(str(failure))}", file=sys.stderr)
         return 1
     except Interrupted as interruption:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"ruyi_rl: {interruption}", file=sys.stderr)
+            print(f"ruyi_rl: {hidden.text(str(interruption))}", file=sys.stderr)
         return interruption.status
     except KeyboardInterrupt:
         return 130
 
 
 def _run(arguments: list[str]) -> int:
+    arguments = without_local_rank(arguments)
     parser = get_args_parser()
     parser.error = _refuse_option
     options = parser.parse_intermixed_args(arguments)
@@ -80,15 +96,31 @@ def _run(arguments: list[str]) -> int:
         print_overview(run_console(), source)
         return 0
     run_config = to_run_config(config)
-    validate(run_config)
-    if needs_launch(run_config):
-        return launch(run_config.num_processes, [*_flags(options), *options.overrides])
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    if run_config.stage.name in TOOLS:
-        run_tool(run_config)
-    else:
-        run_stages(run_config, [*_flags(options), *options.overrides])
+    tool, hosts = run_config.stage.name in TOOLS, ranks.host_count()
+    with ranks.connected() if hosts > 1 and not tool else nullcontext():
+        if hosts > 1 and not tool:
+            # One host refused by itself, where its copy of the data is missing, would leave the others waiting for it.
+            ranks.everywhere(lambda: _check(run_config))
+        else:
+            _check(run_config)
+        if needs_launch(run_config):
+            return launch(run_config.num_processes, [*_flags(options), *options.overrides])
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        try:
+            if tool:
+                run_tool(run_config)
+            else:
+                run_stages(run_config, [*_flags(options), *options.overrides])
+        except OSError as error:  # in keeping the books: a stage has caught its own
+            if (refused := refused_write(error, Path(run_config.run_dir))) is None:
+                raise
+            raise StageFailed(f"{refused}\nThen go on with the same command") from error
     return 0
+
+
+def _check(config: RunConfig) -> None:
+    validate(config)
+    require_launched(config)
 
 
 def _print_config(config: DictConfig, options: argparse.Namespace) -> None:
@@ -98,7 +130,11 @@ def _print_config(config: DictConfig, options: argparse.Namespace) -> None:
     shown = OmegaConf.select(config, options.package) if options.package else config
     if shown is None:
         raise Refusal("--package", f"{options.package!r} holds nothing", "a block of the configuration: grpo.trainer")
-    print(OmegaConf.to_yaml(shown).rstrip("\n") if OmegaConf.is_config(shown) else shown)
+    hidden, key = Redaction.of(OmegaConf.to_container(config)), options.package or ""
+    if OmegaConf.is_config(shown):
+        print(OmegaConf.to_yaml(OmegaConf.create(hidden.tree(OmegaConf.to_container(shown), key))).rstrip("\n"))
+    else:
+        print(hidden.tree(shown, key))
 
 
 def _refuse_option(message: str) -> NoReturn:

@@ -44,12 +44,23 @@ class RunConfig:
     """Start the asked stage over, even where it is done or half done."""
     start_from: str | None = None
     """Folder of a family that the asked stage starts from, in place of the stage before it."""
+    keep_best: str | None = None
+    """Besides the trained family, keep in `<stage>/best/` the one of the evaluation (`evaluation.every`) at which each
+    exit had its highest held-out pass rate so far (`exit`), or at which the mean over the exits was highest (`mean`).
+    Decides no result."""
     launch: bool = False
     """stage=serve: start the server in place of this process, rather than only print its command."""
     num_processes: int = 1
     """Ranks to start on this machine; leave it at 1 under torchrun or another launcher."""
+    watchdog_minutes: float | None = 30.0
+    """In a training or an evaluation: minutes after which a run ends in which no rank gets on any more, be it by a
+    token, a rewarded completion or a micro-step; every rank's stack and phase are printed. To be longer than any single
+    step that says nothing meanwhile, such as writing a file of a checkpoint. None or 0: never."""
     stages: list[str] = field(default_factory=lambda: ["init", "sft", "grpo"])
     """The order of the pipeline: a stage starts from the family that the one before it left."""
+    max_skipped_updates: int = 5
+    """A training's updates whose loss or gradient is not finite are skipped; more than this many in a row stop the run.
+    0: the first one does."""
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
     reward: RewardOptions = field(default_factory=RewardOptions)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
 import traceback
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,15 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from ruyi_rl import ranks
+from ruyi_rl.cli.launch import own_ranks
 from ruyi_rl.config import RunConfig
+from ruyi_rl.disk import refused_write
 from ruyi_rl.failure import Interrupted, StageFailed
+from ruyi_rl.heart import Heart
+from ruyi_rl.launcher_command import launched_command, launcher
+from ruyi_rl.lost_rank import is_lost_rank, lost_rank
 from ruyi_rl.pipeline import Step, Work
+from ruyi_rl.redaction import Redaction
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.report.libraries import quiet_libraries
 from ruyi_rl.report.tables import print_result
@@ -34,7 +41,9 @@ from ruyi_rl.run_folder import (
     write_json,
     write_text,
 )
+from ruyi_rl.shared_folder import NOT_MIRRORED, FolderCopies
 from ruyi_rl.signals import StopSignal
+from ruyi_rl.watchdog import STACKS
 
 
 @dataclass
@@ -49,6 +58,19 @@ class StageContext:
     manifest: Manifest
     started: float = field(default_factory=time.monotonic)
     earlier_seconds: float = 0.0
+    heart: Heart = field(default_factory=Heart)
+    """Beats as the stage gets on."""
+    command: str = ""
+    """Goes on with the run."""
+    copies: FolderCopies = field(default_factory=FolderCopies)
+    """Of the run folder, where hosts share no disk."""
+    given_up: bool = False
+    """Whether the end is recorded, though the stage still hangs somewhere."""
+
+    @cached_property
+    def redaction(self) -> Redaction:
+        """Hides the run's secrets in what is stored or shown."""
+        return Redaction.of(asdict(self.config))
 
     @property
     def folder(self) -> Path:
@@ -74,16 +96,39 @@ class StageContext:
         """Keeps a JSON value in the manifest for a resumed attempt."""
         self.manifest.progress[key] = value
         self.record()
+        self.stop.check()  # a signal that came while this was being made
 
     def record(self, status: str = RUNNING, message: str | None = None) -> None:
-        """Writes the manifest (rank 0)."""
+        """Writes the manifest, on every host that keeps a copy of it."""
+        message = message and self.redaction.text(message)
         self.manifest.status, self.manifest.message, self.manifest.seconds = status, message, round(self.seconds, 3)
         self.manifest.finished = None if status == RUNNING else _now()
-        if ranks.rank() == 0:
+        if self.copies.keeps and not self.given_up:
             self.step.folder.write_manifest(self.manifest)
 
+    def mirror(self) -> None:
+        """Gives every host what rank 0 alone has written in the stage's folder, checkpoints apart; all ranks call it.
 
-def execute(work: list[Work], config: RunConfig, overrides: list[str], console: Console) -> None:
+        Raises:
+            OSError: see `FolderCopies.mirror`.
+        """
+        self.copies.mirror(self.folder, leave=NOT_MIRRORED)
+
+    def give_up(self, happened: str) -> str:
+        """Records for good, from any rank and thread, that the stage failed; returns what the user must know."""
+        self.record(FAILED, happened)
+        self.given_up = True
+        if not self.copies.keeps:
+            self.step.folder.write_manifest(self.manifest)
+        return (
+            f"{self.step.stage} failed. The stacks are in {self.folder}/{STACKS.format('*')}. "
+            f"{what_is_safe(self.step.folder)}\nOnce its cause is mended, go on with: {self.command}"
+        )
+
+
+def execute(
+    work: list[Work], config: RunConfig, overrides: list[str], console: Console, copies: FolderCopies
+) -> None:
     """Runs `work` in order; every rank calls it with the same list.
 
     Raises:
@@ -93,22 +138,28 @@ def execute(work: list[Work], config: RunConfig, overrides: list[str], console: 
         return
     with console.status("loading the libraries"):
         quiet_libraries()
-    command = continuing_command(overrides, config.num_processes)
+    hidden = Redaction.of(asdict(config))
+    command = continuing_command([hidden.text(word) for word in overrides], own_ranks(config))
     with StopSignal(lambda line: console.print(line, style="yellow")) as stop:
         for item in work:
-            summary = run_stage(item, config, console, stop, command)
+            summary = run_stage(item, config, console, stop, command, copies)
             print_result(console, summary, last=item is work[-1])
 
 
-def run_stage(item: Work, config: RunConfig, console: Console, stop: StopSignal, command: str) -> dict[str, Any]:
+def run_stage(
+    item: Work, config: RunConfig, console: Console, stop: StopSignal, command: str, copies: FolderCopies
+) -> dict[str, Any]:
     """Runs one stage in its folder, leaving a manifest that says how it ended; returns its summary."""
     step = item.step
-    context = StageContext(config, step, console, stop, _manifest(item, config))
+    manifest = ranks.on_rank_zero(lambda: _manifest(item, config))
+    context = StageContext(config, step, console, stop, manifest, command=command)
+    context.copies = replace(copies, beat=context.heart.beat)
     context.earlier_seconds = context.manifest.seconds
-    if ranks.rank() == 0:
+    if copies.keeps:
         if not item.resume:
             step.folder.clear()
-        write_text(context.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+        shown = context.redaction.tree(asdict(config))
+        write_text(context.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(shown)))
     context.record()
     ranks.barrier()
     console.rule(f"{step.stage}" + (" (going on)" if item.resume else ""), align="left")
@@ -117,9 +168,9 @@ def run_stage(item: Work, config: RunConfig, console: Console, stop: StopSignal,
         ranks.barrier()
     except Refusal:
         # Nothing has begun, so the mended command must find nothing in its way.
-        if ranks.rank() == 0 and not step.folder.holds_work(context.manifest):
+        if copies.keeps and not step.folder.holds_work(context.manifest):
             step.folder.clear()
-        elif ranks.rank() == 0:
+        elif copies.keeps:
             context.record(INTERRUPTED)
         raise
     except KeyboardInterrupt:
@@ -127,22 +178,8 @@ def run_stage(item: Work, config: RunConfig, console: Console, stop: StopSignal,
         raise Interrupted(
             f"{step.stage} was interrupted. {what_is_safe(step.folder)}\nGo on with: {command}", stop.status
         ) from None
-    except StageFailed as error:
-        # The stage itself has said what happened: a traceback would add nothing.
-        context.record(FAILED, message=" ".join(str(error).split()))
-        raise StageFailed(
-            f"{step.stage} failed: {error}\n{what_is_safe(step.folder)}\n"
-            f"Once its cause is mended, go on with: {command}"
-        ) from error
     except Exception as error:
-        rank = ranks.rank()
-        file = context.folder / ("error.txt" if rank == 0 else f"error-rank{rank}.txt")
-        write_text(file, traceback.format_exc())
-        context.record(FAILED, message=last_line(error))
-        raise StageFailed(
-            f"{step.stage} failed: {last_line(error)}\nThe traceback is in {file}. {what_is_safe(step.folder)}\n"
-            f"Once its cause is mended, go on with: {command}"
-        ) from error
+        raise _failed(context, error) from error
     summary = {
         "stage": step.stage,
         "run": str(context.folder),
@@ -152,11 +189,32 @@ def run_stage(item: Work, config: RunConfig, console: Console, stop: StopSignal,
         "seconds": round(context.seconds, 1),
     }
     if ranks.rank() == 0:
-        write_json(context.folder / "summary.json", summary)
-        for left in context.folder.glob("error*.txt"):
+        write_json(context.folder / "summary.json", context.redaction.tree(summary))
+        for left in [*context.folder.glob("error*.txt"), *context.folder.glob(STACKS.format("*"))]:
             left.unlink()
+    context.mirror()
     context.record(DONE)
     return summary
+
+
+def _failed(context: StageContext, error: Exception) -> StageFailed:
+    """Records on the disk, if that takes it, that the stage failed; returns what the user must know."""
+    refused = refused_write(error, context.folder)
+    # What a stage or a disk has said needs no traceback.
+    reason = str(error) if isinstance(error, StageFailed) else refused or last_line(error)
+    if is_lost_rank(error):
+        reason = lost_rank(reason, context.heart)
+    reason, place = context.redaction.text(reason), ""
+    with suppress(OSError):  # a full disk must not hide why the stage ended
+        if refused is None and not isinstance(error, StageFailed):
+            file = context.folder / ("error.txt" if ranks.rank() == 0 else f"error-rank{ranks.rank()}.txt")
+            write_text(file, context.redaction.text("".join(traceback.format_exception(error))))
+            place = f"The traceback is in {file}. "
+        context.record(FAILED, message=" ".join(reason.split()))
+    return StageFailed(
+        f"{context.step.stage} failed: {reason}\n{place}{what_is_safe(context.step.folder)}\n"
+        f"Once its cause is mended, go on with: {context.command}"
+    )
 
 
 def what_is_safe(folder: StageFolder) -> str:
@@ -176,13 +234,12 @@ def continuing_command(overrides: list[str], num_processes: int) -> str:
     """The command that goes on: the one that was typed, without `fresh`, which would start over.
 
     Args:
-        num_processes: ranks that the command starts by itself; where it starts none, torchrun may have.
+        num_processes: ranks that the command starts by itself; where it starts none, a launcher may have.
     """
     kept = [word for word in overrides if not word.lstrip("+").startswith("fresh=")]
-    words = ["python", "-m", "ruyi_rl", *kept]
-    if num_processes == 1 and "TORCHELASTIC_RUN_ID" in os.environ:
-        words = ["torchrun", f"--nproc-per-node={os.environ.get('LOCAL_WORLD_SIZE', '1')}", *words[1:]]
-    return shlex.join(words)
+    if launcher() is not None and num_processes == 1:
+        return launched_command(kept)
+    return shlex.join(["python", "-m", "ruyi_rl", *kept])
 
 
 def last_line(error: BaseException) -> str:
@@ -195,7 +252,8 @@ def _manifest(item: Work, config: RunConfig) -> Manifest:
     stored = step.folder.manifest() if item.resume else None
     if stored is not None:
         stored.status, stored.versions = RUNNING, versions()
-        stored.world_size, stored.deepspeed = ranks.world_size(), config.deepspeed.mode
+        stored.world_size = step.folder.began_on() or ranks.world_size()
+        stored.deepspeed = config.deepspeed.mode
         return stored
     return Manifest(
         stage=step.stage,

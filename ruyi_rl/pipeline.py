@@ -9,6 +9,8 @@ from typing import Any
 
 from ruyi_rl import ranks
 from ruyi_rl.config import RunConfig
+from ruyi_rl.ownership import others_may_write
+from ruyi_rl.redaction import without_secrets
 from ruyi_rl.refusal import Refusal, nearest
 from ruyi_rl.run_folder import (
     DONE,
@@ -60,6 +62,9 @@ UNDECIDING = frozenset(
 
 DECIDING_ROLLOUTS = frozenset(("rollout.backend", "rollout.engine"))
 """Keys of `rollout` that may decide a result: the others say where and how fast completions are made, not which."""
+
+WATCHING = frozenset(("evaluation.every", "evaluation.max_drop"))
+"""Keys of `evaluation` that say when a training is looked at, and when it is given up."""
 
 OPERATING_REWARDS = frozenset(("timeout", "workers", "memory_gb", "on_error", "max_failure_share"))
 """Keys of a reward function that say how it is run and when a run is given up, not what it gives."""
@@ -133,9 +138,13 @@ def check_stages(config: RunConfig) -> None:
 
 
 def deciding(config: dict[str, Any], stage: str) -> dict[str, Any]:
-    """Config key -> value of all that decides `stage` by itself, flat; `config` is the config as nested dicts."""
+    """Config key -> value of all that decides `stage` by itself, flat and without secrets.
+
+    Args:
+        config: the config as nested dicts.
+    """
     leaves = flat({block: config[block] for block in DECIDED_BY[stage]})
-    return {key: value for key, value in leaves.items() if decides(key)}
+    return without_secrets({key: value for key, value in leaves.items() if decides(key)})
 
 
 def decides(key: str) -> bool:
@@ -147,6 +156,8 @@ def decides(key: str) -> bool:
         return parts[3] not in OPERATING_REWARDS
     if key == "grpo.token_budget":
         return False  # memory alone: a run that died of it goes on with a smaller one
+    if key in WATCHING:
+        return False
     return not ("trainer" in parts and parts[-1] in UNDECIDING)
 
 
@@ -167,6 +178,9 @@ def steps(config: RunConfig) -> list[Step]:
         before = Path(config.start_from)
         if not (before / "config.json").is_file():
             raise Refusal("start_from", f"no family in {before}", "a folder with config.json and weights")
+        own = run / stages[-1]
+        if before.resolve().is_relative_to(own.resolve()):
+            raise Refusal("start_from", f"{before} lies in {own}, which this stage writes anew", "another name")
         decided_by = {"start_from": fingerprint(before)}
     for stage in stages:
         decided_by = {**decided_by, **deciding(tree, stage)}
@@ -182,8 +196,10 @@ def pending(steps: list[Step], config: RunConfig) -> list[Work]:
 
     Raises:
         Refusal: a folder in the way was made with another config (of several, the earliest stage's is named: it has
-            to be mended first), or its checkpoint by another number of ranks.
+            to be mended first), or a training in it cannot go on with this number of ranks.
     """
+    from ruyi_rl.validation.begun_training import require_ranks  # which imports this module
+
     work: list[Work] = []
     in_the_way: Refusal | None = None
     for step in reversed(steps):
@@ -204,11 +220,10 @@ def pending(steps: list[Step], config: RunConfig) -> list[Work]:
         elif manifest.status == DONE and (step.stage in WITHOUT_FAMILY or step.folder.holds_family()):
             break
         else:
-            if step.folder.checkpoints():
-                require_same_ranks(manifest, config)
             work.insert(0, Work(step, resume=manifest.status != DONE))
     if in_the_way is not None:
         raise in_the_way
+    require_ranks(work, config)
     return work
 
 
@@ -222,22 +237,6 @@ def another_config(step: Step, manifest: Manifest, config: RunConfig) -> Refusal
         f"{step.folder.path} was made with another config: {shown}",
         f"{fresh} to start it over, or another name",
     )
-
-
-def require_same_ranks(manifest: Manifest, config: RunConfig) -> None:
-    """Raises `Refusal` where a checkpoint's batches or shards belong to another number of ranks or ZeRO mode."""
-    if manifest.world_size != ranks.world_size():
-        raise Refusal(
-            "num_processes",
-            f"{manifest.stage} was interrupted on {manifest.world_size} ranks, this run has {ranks.world_size()}",
-            "the same number of ranks, or fresh=true to start over",
-        )
-    if manifest.deepspeed != config.deepspeed.mode:
-        raise Refusal(
-            "deepspeed",
-            f"{manifest.stage} was interrupted under {manifest.deepspeed!r}, not {config.deepspeed.mode!r}",
-            "the same mode, or fresh=true to start over",
-        )
 
 
 def run_stages(config: RunConfig, overrides: list[str]) -> None:
@@ -257,24 +256,29 @@ def run_stages(config: RunConfig, overrides: list[str]) -> None:
 
     run = Path(config.run_dir)
     found = steps(config)
-    # Every rank reads the folders before any rank writes: connected() below is where they meet.
-    work = pending(found, config)
     console = run_console()
-    if not work:
-        already_done(console, found[-1].stage, found[-1].folder)
-        return
+    if ranks.host_count() == 1:
+        # Every rank reads the folders before any rank writes: connected() below is where they meet.
+        work = pending(found, config)
+        if not work:
+            already_done(console, found[-1].stage, found[-1].folder)
+            return
     require_writable(run)
+    if others_may_write(run):
+        console.print(f"every user of this machine can write in {run}: chmod o-w {run}", style="yellow", markup=False)
 
     from ruyi_rl.execution import execute
+    from ruyi_rl.hosts import agree, meet, pending_on_rank_zero
     from ruyi_rl.rewards.scoring import check_start
 
     with ranks.connected(), ExitStack() as held:
+        copies = meet(run)
+        ranks.everywhere(lambda: held.enter_context(locked(run, console.print)) if copies.keeps else None)
+        found = agree(copies, run, found, config.fresh)
+        # Read again under the lock: another process may have finished the work in between. Rank 0's answer holds.
+        work = pending_on_rank_zero(found, config)
         if any(reads_reward(config, item.step.stage) for item in work):
             check_start(config.reward)  # before the hours of the stages that it stands on
-        ranks.on_rank_zero(lambda: held.enter_context(locked(run)))
-        # Read again under the lock: another process may have finished the work in between.
-        work = pending(found, config)
-        ranks.barrier()
-        execute(work, config, overrides, console)
+        execute(work, config, overrides, console, copies)
         if not work:
             already_done(console, found[-1].stage, found[-1].folder)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from socket import gethostname
 from typing import Any
 
+from ruyi_rl.network_interface import GLOO, choose_interface
 from ruyi_rl.refusal import Refusal
 
 PATIENCE = timedelta(hours=2)
@@ -29,6 +31,16 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_world_size() -> int:
+    """Number of ranks on this machine; 1 without a launcher."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def host_count() -> int:
+    """Number of hosts; 1 without a launcher."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+
+
 @contextmanager
 def connected() -> Iterator[None]:
     """The process group of the run: NCCL with GPUs, gloo without; nothing with one rank."""
@@ -42,6 +54,8 @@ def connected() -> Iterator[None]:
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.set_device(local_rank())
+        if host_count() > 1 and (interface := choose_interface()) is not None:
+            os.environ[GLOO] = interface
         torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     yield
     # Not in a `finally`: after an exception the other ranks may be gone, and leaving the group would wait for them.
@@ -93,6 +107,41 @@ def on_rank_zero(function: Callable[[], Any]) -> Any:
     if failed is not None:
         raise RuntimeError(f"rank 0 failed: {failed}")
     return value
+
+
+def everywhere(function: Callable[[], Any]) -> Any:
+    """What `function()` gives on this rank, once all ranks have called it.
+
+    Raises:
+        Refusal: on every rank, where one was refused, naming its host where there are several.
+        RuntimeError: on the other ranks, where one failed otherwise.
+    """
+    if world_size() == 1:
+        return function()
+    value = refusal = error = None
+    try:
+        value = function()
+    except Refusal as raised:
+        host = f" (rank {rank()} on {gethostname()})" if host_count() > 1 else ""
+        refusal = raised.key, raised.problem + host, raised.allowed
+    except Exception as raised:  # noqa: BLE001 - whatever it is, the other ranks must not wait for it
+        error = raised
+    answers = gathered((refusal, f"rank {rank()} failed: {error!r}" if error else None))
+    if error is not None:
+        raise error
+    for refused, failed in answers:
+        if refused is not None:
+            raise Refusal(*refused)
+        if failed is not None:
+            raise RuntimeError(failed)
+    return value
+
+
+def group(members: Sequence[int]) -> Any:
+    """A process group of some ranks for tensors in the processor's memory; every rank calls it."""
+    import torch.distributed as dist
+
+    return dist.new_group(list(members), timeout=PATIENCE, backend="gloo")
 
 
 def gathered(value: Any) -> list[Any]:

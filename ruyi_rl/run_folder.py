@@ -8,19 +8,27 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 from ruyi_rl import __version__
+from ruyi_rl.checkpoint_folder import complete_checkpoints, flush_folder
+from ruyi_rl.processes import has_ended, holders
 from ruyi_rl.refusal import Refusal
 
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "deepspeed", "datasets", "math-verify", "vllm")
 PHASES = ("stage_one", "stage_two")
 """Folders inside a stage's, in order, where its training has two phases."""
+TRAINED = ("trained", "trained_one", "trained_two", "recovered")
+"""Keys of a manifest's progress that say that a training of the stage is done."""
+LOCK_SECONDS = 30.0
+"""How long what a killed run has left behind may keep its folder."""
 RUNNING, DONE, FAILED, INTERRUPTED = "running", "done", "failed", "interrupted"
 
 
@@ -41,6 +49,7 @@ class Manifest:
     """Its config hash, where it is a stage folder."""
     seed: int
     world_size: int
+    """Ranks that the training began on, whose batches stay those of the stage."""
     deepspeed: str
     versions: dict[str, str]
     started: str
@@ -86,6 +95,13 @@ class StageFolder:
         """Whether anything would be lost if the stage started over."""
         return manifest.status == DONE or bool(manifest.progress) or bool(self.checkpoints())
 
+    def began_on(self) -> int | None:
+        """Ranks that the stage's training began on; None where it has not begun."""
+        manifest = self.manifest()
+        if manifest is None or not (self.checkpoints() or set(TRAINED) & set(manifest.progress)):
+            return None
+        return manifest.world_size
+
     def clear(self) -> None:
         """Deletes the folder.
 
@@ -99,23 +115,6 @@ class StageFolder:
         shutil.rmtree(self.path)
 
 
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """The `checkpoint-N` folders in `folder` that were written to their end, by N.
-
-    The trainer writes `trainer_state.json` last, so a checkpoint whose state can be read is whole.
-    """
-    whole = []
-    for path in folder.glob("checkpoint-*"):
-        step = path.name.removeprefix("checkpoint-")
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-        except (FileNotFoundError, ValueError):
-            continue
-        if step.isdigit():
-            whole.append((int(step), path))
-    return [path for _, path in sorted(whole)]
-
-
 def write_text(path: Path, text: str) -> None:
     """Writes `path` so that a reader, or a kill in between, sees the old text or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +125,7 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -204,24 +204,46 @@ def require_writable(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, announce: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """Holds `folder` for this process; the system lets go of it however the process ends.
+
+    A killed process may have left some that hold it until they notice: for these it waits `LOCK_SECONDS`.
+
+    Args:
+        announce: called with a line for the user when it begins to wait.
 
     Raises:
         Refusal: another process holds it.
     """
-    with open(folder / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise Refusal(
-                "name", f"{folder} is in use by process {file.read().strip() or '?'}", "wait for it, or another name"
-            ) from None
-        except OSError:
-            # Some network file systems have no locks; a run there is not worth refusing.
-            pass
+    path = folder / ".lock"
+    with open(path, "a+") as file:
+        deadline = None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                file.seek(0)
+                pid, _, host = file.read().partition(" ")
+                dead = pid.isdigit() and host == gethostname() and has_ended(int(pid))
+                if deadline is None and dead:
+                    announce(f"waiting for what process {pid}, which has ended, left behind in {folder}")
+                deadline = deadline or time.monotonic() + LOCK_SECONDS
+                if not dead or time.monotonic() > deadline:
+                    raise _in_use(path, pid, host, dead) from None
+                time.sleep(0.1)
+            except OSError:
+                break  # Some network file systems have no locks; a run there is not worth refusing.
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(f"{os.getpid()} {gethostname()}")
         file.flush()
         yield
+
+
+def _in_use(path: Path, pid: str, host: str, dead: bool) -> Refusal:
+    """The refusal of a folder whose lock names process `pid` on `host`."""
+    holder = f"process {pid or '?'}" + ("" if host in ("", gethostname()) else f" on {host}")
+    if not dead:
+        return Refusal("name", f"{path.parent} is in use by {holder}", "wait for it, or another name")
+    left = [each for each in holders(path) if each != os.getpid()]
+    return Refusal("name", f"{path.parent} is in use by what {holder} left: {left}", "end them, or another name")

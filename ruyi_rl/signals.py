@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first lets the current optimiser step end and saves; a second stops at once."""
+"""SIGINT and SIGTERM: the first lets the current micro-step end and saves; a second stops at once."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ REPEAT_SECONDS = 1.0
 
 class StopNow(KeyboardInterrupt):
     """Raised where a signal stops the run; no `except Exception` of a library swallows it."""
+
+
+class StepAbandoned(StopNow):
+    """Raised on every rank in the middle of an optimiser step, where the ranks have agreed to stop."""
 
 
 class StopSignal:
@@ -56,7 +60,10 @@ class StopSignal:
         self._previous.clear()
 
     def gently(self) -> _Gently:
-        """Context in which a first signal only sets `requested`; raises `StopNow` at its end if one came."""
+        """Context in which a first signal only sets `requested`; raises `StopNow` at its end if one came.
+
+        Not where its `finished` was set: what it protects is done, and the signal stops what comes after it.
+        """
         return _Gently(self)
 
     def check(self) -> None:
@@ -73,7 +80,7 @@ class StopSignal:
             self.number, self._time = number, now
         if first and self._gentle:
             self.announce(
-                f"{signal.Signals(number).name}: finishing this optimiser step and saving; once more stops at once"
+                f"{signal.Signals(number).name}: finishing this micro-step and saving; once more stops at once"
             )
             return
         raise StopNow(signal.Signals(number).name)
@@ -81,12 +88,13 @@ class StopSignal:
 
 class _Gently:
     def __init__(self, stop: StopSignal):
-        self.stop = stop
+        self.stop, self.finished = stop, False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self.stop._gentle = True
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self.stop._gentle = False
-        if kind is None:
+        if kind is None and not self.finished:
             self.stop.check()

@@ -33,6 +33,7 @@ def run_ranks(
     ranks: int = 2,
     environment: Mapping[str, str] = ON_A_CPU,
     timeout: float = 300.0,
+    status: int = 0,
 ) -> str:
     """Calls a function in every rank of a run without GPUs, with the variables that torchrun would set.
 
@@ -42,12 +43,13 @@ def run_ranks(
         log: file for what the ranks write on standard output and standard error.
         environment: variables added to this process's.
         timeout: seconds.
+        status: with which every rank is to end.
 
     Returns:
         What the ranks wrote.
 
     Raises:
-        AssertionError: a rank ended with another status than 0, or did not end; the others are killed.
+        AssertionError: a rank ended with another status, or did not end; the others are killed.
     """
     start_server()
     variables = {**os.environ, **ON_A_CPU, **environment, **run_variables(ranks)}
@@ -60,14 +62,14 @@ def run_ranks(
         process.start()
     deadline = time.monotonic() + timeout
     while (running := [each for each in processes if each.exitcode is None]) and time.monotonic() < deadline:
-        if any(each.exitcode for each in processes):
+        if any(each.exitcode not in (None, status) for each in processes):
             break
         connection.wait([each.sentinel for each in running], timeout=deadline - time.monotonic())
     for process in running:
         process.kill()
         process.join()
     shown = log.read_text(errors="replace")
-    assert [each.exitcode for each in processes] == [0] * ranks, shown[-5000:]
+    assert [each.exitcode for each in processes] == [status] * ranks, shown[-5000:]
     return shown
 
 

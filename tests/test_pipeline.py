@@ -15,6 +15,7 @@ from ruyi_rl.refusal import Refusal
 from ruyi_rl.rewards import scoring
 from ruyi_rl.rewards.options import RewardFunctionOptions
 from ruyi_rl.run_folder import StageFolder, config_hash
+from tests.sealed_checkpoint import sealed_checkpoint
 
 SIZE = {"k": 1, "layers": 2, "parameters": 3, "bytes": 4}
 SIZES = {f"{key}_{when}": 3 for key in ("parameters", "bytes") for when in ("before", "after")}
@@ -72,9 +73,7 @@ def manifest(config, stage):
 
 
 def checkpoint(context, step=7):
-    folder = context.folder / f"checkpoint-{step}"
-    folder.mkdir()
-    (folder / "trainer_state.json").write_text("{}")
+    sealed_checkpoint(context.folder, step)
 
 
 def test_a_stage_runs_what_it_needs_first_and_each_starts_from_the_one_before(stages, config):
@@ -276,6 +275,25 @@ def test_a_token_budget_decides_nothing(stages, config):
     other.grpo.packed = False
     with pytest.raises(Refusal, match="grpo.packed"):
         run_stages(other, [])
+
+
+def test_what_watches_a_training_decides_nothing(stages, config):
+    run_stages(config("grpo"), [])
+    ran = len(stages.ran)
+    watched = config("grpo", keep_best="exit")
+    watched.evaluation.every, watched.evaluation.max_drop = 5, 0.1
+    run_stages(watched, [])
+    assert len(stages.ran) == ran
+
+
+def test_a_family_is_not_cleared_by_the_stage_that_starts_from_it(stages, config, tmp_path):
+    run_stages(config("sft"), [])
+    best = tmp_path / "x" / "sft" / "best" / "step-5"
+    best.mkdir(parents=True)
+    (best / "config.json").write_text("{}")
+    for given in (best, best.parents[1]):
+        with pytest.raises(Refusal, match="start_from.*which this stage writes anew .another name"):
+            run_stages(config("sft", run_dir=str(tmp_path / "x"), start_from=str(given), fresh=True), [])
 
 
 def test_evaluation_and_reward_decide_grpo_but_not_sft(stages, config):

@@ -1,16 +1,18 @@
 import json
 import multiprocessing
 import os
+import signal
 import stat
+import time
 
 import pytest
 
+from ruyi_rl import run_folder
 from ruyi_rl.execution import what_is_safe
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.run_folder import (
     Manifest,
     StageFolder,
-    complete_checkpoints,
     config_hash,
     differences,
     fingerprint,
@@ -19,6 +21,7 @@ from ruyi_rl.run_folder import (
     require_writable,
     write_text,
 )
+from tests.sealed_checkpoint import sealed_checkpoint
 
 
 def manifest(**changes):
@@ -85,22 +88,12 @@ def test_a_failed_write_keeps_the_old_text(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_only_checkpoints_with_a_readable_state_are_whole_and_they_sort_by_number(tmp_path):
-    for step, state in ((100, "{}"), (20, "{}"), (300, '{"cut'), (400, None)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if state is not None:
-            (folder / "trainer_state.json").write_text(state)
-    assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-100"]
-
-
 def test_checkpoints_of_two_phases_are_work_and_the_second_phases_are_newer(tmp_path):
     folder = StageFolder(tmp_path)
     assert not folder.checkpoints() and not folder.holds_work(manifest())
     for name in ("stage_two/checkpoint-5", "stage_one/checkpoint-30"):
         checkpoint = tmp_path / name
-        checkpoint.mkdir(parents=True)
-        (checkpoint / "trainer_state.json").write_text("{}")
+        sealed_checkpoint(checkpoint.parent, int(checkpoint.name.removeprefix("checkpoint-")))
         assert folder.holds_work(manifest())
     assert [path.name for path in folder.checkpoints()] == ["checkpoint-30", "checkpoint-5"]
     assert f"Safe on disk: {checkpoint.parent.parent}/stage_two/checkpoint-5 (after step 5)" in what_is_safe(folder)
@@ -162,6 +155,53 @@ def test_two_processes_cannot_hold_one_run_and_a_killed_one_lets_go(tmp_path):
     process.join()
     with locked(tmp_path):
         pass
+
+
+def _hold_and_leave(folder, told, seconds):
+    """Takes the lock and is killed, while a child of its own, forked, has it open for some seconds more."""
+    with locked(folder):
+        child = os.fork()
+        if child == 0:
+            time.sleep(seconds)
+            os._exit(0)
+        told.put(child)
+        time.sleep(0.2)  # the queue's thread sends
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave_a_child(folder, seconds) -> tuple[int, int]:
+    """Process ids of a killed holder of the folder and of its child, which keeps the lock."""
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    process = context.Process(target=_hold_and_leave, args=(folder, told, seconds))
+    process.start()
+    child = told.get(timeout=30)
+    process.join()
+    return process.pid, child
+
+
+def test_what_a_killed_run_left_is_waited_for(tmp_path):
+    pid, _ = leave_a_child(tmp_path, 1.0)
+    lines = []
+    with locked(tmp_path, lines.append):
+        assert len(lines) == 1 and f"process {pid}, which has ended" in lines[0]
+
+
+def test_what_a_killed_run_left_is_named_where_it_does_not_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.3)
+    pid, child = leave_a_child(tmp_path, 60)
+    with pytest.raises(Refusal, match=rf"in use by what process {pid} left: \[{child}\]"), locked(tmp_path):
+        pass
+    os.kill(child, signal.SIGKILL)
+
+
+def test_a_run_of_another_host_is_refused_at_once(tmp_path):
+    with locked(tmp_path):
+        (tmp_path / ".lock").write_text("1 elsewhere")
+        lines = []
+        with pytest.raises(Refusal, match="in use by process 1 on elsewhere"), locked(tmp_path, lines.append):
+            pass
+    assert not lines
 
 
 def test_summaries_are_json(tmp_path):

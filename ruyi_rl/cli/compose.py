@@ -20,6 +20,7 @@ from ruyi_rl.cli.overrides import apply_values, parse_overrides, split_overrides
 from ruyi_rl.cli.schema import check_key
 from ruyi_rl.config import RunConfig
 from ruyi_rl.pipeline import decides
+from ruyi_rl.redaction import without_secrets
 from ruyi_rl.refusal import Refusal, nearest
 from ruyi_rl.validation.trainers import check_trainer_fields
 
@@ -125,12 +126,18 @@ def default_name(config: DictConfig, plain: DictConfig, experiment: str | None) 
         experiment: the chosen experiment, if any.
     """
     parts = [experiment] if experiment else [str(config.model.name), str(config.data.name)]
-    mine, theirs = _flat(config, UNNAMED), _flat(plain, UNNAMED)
+    mine, theirs = (_naming(each) for each in (config, plain))
     changed = {key: mine.get(key) for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)}
     changed = {key: value for key, value in changed.items() if decides(key) and key != "grpo.rollout_only"}
     if changed:
         parts.append(hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6])
     return "-".join(parts)
+
+
+def _naming(config: DictConfig) -> dict[str, str]:
+    """Dotted key -> value as JSON, of all that may enter the run's name."""
+    values = {key: json.loads(value) for key, value in _flat(config, UNNAMED).items()}
+    return {key: json.dumps(value) for key, value in without_secrets(values).items()}
 
 
 def resolve_values(config: DictConfig) -> None:

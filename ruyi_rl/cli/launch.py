@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 
+from ruyi_rl import ranks
 from ruyi_rl.config import RunConfig
+from ruyi_rl.launchers import LAUNCHER
+from ruyi_rl.refusal import Refusal
 
 PATIENCE_SECONDS = 300
 """How long ranks that were told to stop may go on saving before they are killed."""
@@ -21,6 +24,28 @@ def needs_launch(config: RunConfig) -> bool:
     return config.num_processes > 1 and not is_rank()
 
 
+def own_ranks(config: RunConfig) -> int:
+    """Ranks that the command as typed starts by itself; 1 where another launcher started them."""
+    return config.num_processes if LAUNCHER in os.environ or not is_rank() else 1
+
+
+def require_launched(config: RunConfig) -> None:
+    """Checks `num_processes` against the launcher that has started this process, if one has.
+
+    Raises:
+        Refusal: it is another number than the launcher's ranks on this machine.
+    """
+    here, everywhere = ranks.local_world_size(), ranks.world_size()
+    if not is_rank() or config.num_processes in (1, here):
+        return
+    started = f"{here} ranks on this machine" + (f", {everywhere} in all" if everywhere != here else "")
+    raise Refusal(
+        "num_processes",
+        f"{config.num_processes}, but the launcher has started {started}",
+        "leave it out under torchrun and deepspeed: they say how many (--nproc-per-node, --num_gpus)",
+    )
+
+
 def launch(num_processes: int, arguments: list[str], module: str = "ruyi_rl") -> int:
     """Run `python -m <module>` on several ranks and wait for them; SIGINT, SIGTERM and SIGHUP are passed on to them.
 
@@ -34,6 +59,7 @@ def launch(num_processes: int, arguments: list[str], module: str = "ruyi_rl") ->
     """
     # torch's launcher would give every rank one thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_processes)))
+    os.environ[LAUNCHER] = str(os.getpid())
     # Imported here, since it imports torch: the configuration is valid by now.
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import ValueType
 from ruyi_rl.cli.compose import ConfigSource, compose_config, to_run_config
 from ruyi_rl.cli.overrides import parse_overrides
 from ruyi_rl.config import RunConfig
+from ruyi_rl.redaction import Redaction
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.validation import validate
 
@@ -65,15 +66,16 @@ def run_sweep(overrides: list[str], source: ConfigSource, flags: list[str]) -> i
                 key, f"jobs {other} and {number} would both write {path}", f"{default}, or let it hold the swept values"
             )
     width = len(str(len(jobs)))
+    shown = [Redaction.of_command(job).text(" ".join(job)) for job in jobs]
     results = []
     for number, job in enumerate(jobs, 1):
-        print(f"job {number:>{width}}/{len(jobs)}: {' '.join(job)}", flush=True)
+        print(f"job {number:>{width}}/{len(jobs)}: {shown[number - 1]}", flush=True)
         results.append(_run_job([sys.executable, "-m", "ruyi_rl", *flags, *job]))
         if results[-1] in INTERRUPTED:
             break
-    for number, (job, status) in enumerate(zip(jobs, results), 1):
+    for number, (words, status) in enumerate(zip(shown, results), 1):
         outcome = "done" if status == 0 else f"failed with status {status}"
-        print(f"job {number:>{width}}/{len(jobs)} {outcome}: {' '.join(job)}")
+        print(f"job {number:>{width}}/{len(jobs)} {outcome}: {words}")
     if results[-1] in INTERRUPTED:
         return results[-1]
     return int(any(results))

@@ -104,7 +104,7 @@ class FamilyConfig:
         """Load the configuration of a family from a folder or hub id; `ee_qwen3` counts as `ruyi_qwen3`."""
         if cls is not FamilyConfig:
             return super().from_pretrained(path, **kwargs)
-        config = AutoConfig.from_pretrained(path, **kwargs)
+        config = AutoConfig.from_pretrained(path, **{"trust_remote_code": False, **kwargs})
         if not isinstance(config, FamilyConfig):
             raise ValueError(f"{path} holds a {config.model_type!r} model, not a family: Family.from_base makes one")
         return config

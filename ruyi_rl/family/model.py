@@ -375,14 +375,16 @@ class Family(FamilyPreTrainedModel, GenerationMixin):
             exits: exit name -> position k; the last must be `num_hidden_layers - 1`.
             shared_heads: one LM head for all exits. A tied head stays tied only where it is shared.
             dtype: dtype to load a named base in.
-            kwargs: passed to `AutoModelForCausalLM.from_pretrained`.
+            kwargs: passed to `AutoModelForCausalLM.from_pretrained`. Unless they say otherwise, only safetensors are
+                read and no code of the base's is run.
 
         Raises:
             ValueError: a base that is no stock Qwen2 or Qwen3, or exits that do not fit it.
         """
         owned = not isinstance(base, PreTrainedModel)
         if owned:
-            config = AutoConfig.from_pretrained(base, trust_remote_code=kwargs.get("trust_remote_code", False))
+            kwargs = {"use_safetensors": True, "trust_remote_code": False, **kwargs}
+            config = AutoConfig.from_pretrained(base, trust_remote_code=kwargs["trust_remote_code"])
             FamilyConfig.from_backbone(config, exits, shared_heads)  # refuses before gigabytes are read
             base = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **kwargs)
         config = FamilyConfig.from_backbone(base.config, exits, shared_heads)
@@ -418,7 +420,9 @@ class Family(FamilyPreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config: FamilyConfig | None = None, **kwargs):
-        """Load a family: one saved by `save_pretrained`, or a published Ruyi or Ruyi2 checkpoint as it is."""
+        """Load a family: one saved by `save_pretrained`, or a published Ruyi or Ruyi2 checkpoint as it is; only its
+        safetensors are read."""
+        kwargs.setdefault("use_safetensors", True)
         if cls is not Family:
             return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
         if config is None:

@@ -35,8 +35,6 @@ class ModelOptions:
     trained they are float32, or DeepSpeed keeps a float32 copy."""
     attn_implementation: str | None = None
     """transformers' attention: sdpa, eager, flash_attention_2 …; None: transformers' choice."""
-    trust_remote_code: bool = False
-    """Let a base's repository run its own code."""
 
 
 @dataclass

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from ruyi_rl.training.memory import TrainingState
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -39,6 +41,8 @@ class StepPlan:
     """Bytes of the weights of each exit's branch, and of the whole family under `family`."""
     trained: tuple[int, int] | None = None
     """Number of parameters that are trained, and of all; None: not known."""
+    state: TrainingState | None = None
+    """What a rank holds of weights, gradients and AdamW's states; None: not known."""
     exits: int = 1
     """Exits that answer every prompt; 1 where a row serves all exits in one pass."""
     generations: int = 1
@@ -49,6 +53,8 @@ class StepPlan:
     """Whether a micro-batch is computed as packs: each prompt once, nothing padded."""
     token_budget: int | None = None
     """Tokens of a pack at most; None: a micro-batch is one pack."""
+    began_on: int | None = None
+    """Ranks that the training began on; None: those of now."""
 
     @property
     def rows_per_step(self) -> int:
@@ -101,7 +107,9 @@ def plan_table(plan: StepPlan) -> Table:
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(style="dim")
-    table.add_row("ranks", f"{plan.world_size}")
+    changed = plan.began_on not in (None, plan.world_size)
+    begun = f"begun on {plan.began_on}, with as many rows a step" if changed else None
+    table.add_row("ranks", f"{plan.world_size}", begun)
     by_rank = f"{plan.micro_batch} a rank × {plan.world_size} ranks × {plan.micro_batches} micro-batches"
     if plan.generation_batch is None:
         table.add_row("sequences a step", f"{plan.rows_per_step:,}", by_rank)
@@ -135,6 +143,16 @@ def plan_table(plan: StepPlan) -> Table:
     if plan.trained is not None:
         trained, whole = plan.trained
         table.add_row("trained parameters", f"{trained:,}", f"of {whole:,}: gradients and optimiser state for these")
+    if plan.state is not None:
+        state = plan.state
+        kinds = {
+            "weights": state.weights,
+            "gradients": state.gradients,
+            "float32 masters": state.masters,
+            "AdamW": state.moments,
+        }
+        parts = [f"{name} {byte_size(size)}" for name, size in kinds.items() if size]
+        table.add_row("memory of a rank", byte_size(state.total), f"{', '.join(parts)}; activations on top")
     return table
 
 

@@ -31,6 +31,8 @@ def print_result(console: Console, summary: Mapping[str, Any], last: bool = True
     console.print(result_table(summary))
     if summary.get("phases"):
         console.print(f"time in training: {phase_line(summary['phases'])}", style="dim")
+    for line in better_before(summary):
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
     if "rollouts" in summary:
         console.print(
             f"[bold]{escape(summary['rollouts'])}[/] holds {summary['completions']:,} rollouts.", soft_wrap=True
@@ -188,6 +190,24 @@ COLUMNS = {
     "eval": _eval_columns,
 }
 """Stage -> an exit's cells; those of the training on rows stand for the others."""
+
+
+def better_before(summary: Mapping[str, Any]) -> list[str]:
+    """A line for each exit, and for their mean, that an evaluation in between found better than the last one did."""
+    best, held_out = summary.get("best"), summary.get("held_out")
+    if not best or not held_out:
+        return []
+    last = {name: score["pass_rate"] for name, score in held_out["exits"].items()}
+    compared = [(name, last[name], each) for name, each in best["exits"].items()]
+    if best.get("mean"):
+        compared.append(("the mean over exits", math.fsum(last.values()) / len(last), best["mean"]))
+    lines = []
+    for name, now, each in compared:
+        if each["step"] != best["step"] and each["pass_rate"] > now:
+            shown = rate(each["pass_rate"], each.get("standard_error"))
+            place = f"kept in {each['family']}" if each["family"] else "not kept (keep_best=exit or mean keeps it)"
+            lines.append(f"{name} was better at step {each['step']}: {shown}, now {percent(now)}; {place}")
+    return lines
 
 
 def phase_line(phases: Mapping[str, Mapping[str, float]]) -> str:

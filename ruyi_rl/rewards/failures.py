@@ -6,12 +6,13 @@ import json
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ruyi_rl import ranks
 from ruyi_rl.failure import StageFailed
+from ruyi_rl.redaction import Redaction
 from ruyi_rl.rewards.options import RewardOptions
 from ruyi_rl.rewards.scored import Scored, State
 from ruyi_rl.run_folder import write_text
@@ -113,6 +114,7 @@ class RewardFailures:
 
     def __init__(self, options: RewardOptions, path: Path | None = None, report: Callable[[str], None] | None = None):
         self.options, self.path, self.report = options, path, report or (lambda text: print(text, file=sys.stderr))
+        self._redaction = Redaction.of({"reward": asdict(options)})
         self._recent = {name: deque(maxlen=WINDOW) for name in options.functions}
         self._examples: dict[tuple[str, str], FailedSample] = {}
 
@@ -129,14 +131,15 @@ class RewardFailures:
             StageFailed: rewards could not be computed at all, a function with `on_error=stop` failed, or one failed
                 too often.
         """
-        samples = [sample for share in shares for sample in share.samples]
+        text = self._redaction.text  # a function's exception may tell the key that it was given
+        samples = [replace(sample, message=text(sample.message)) for share in shares for sample in share.samples]
         place = {"step": step, "mode": mode} | ({"occasion": occasion} if occasion else {})
         if samples and self.path is not None and ranks.rank() == 0:
             self._write(place, samples, counted(shares))
         for sample in samples:
             self._examples[sample.function, sample.kind] = sample
         if problem := next((share.problem for share in shares if share.problem), None):
-            raise StageFailed(f"no rewards: {problem}")
+            raise StageFailed(f"no rewards: {text(problem)}")
         for sample in samples:
             if self.options.functions[sample.function].on_error == "stop":
                 raise StageFailed(self._stopped(sample))

@@ -24,9 +24,12 @@ class RewardScorer:
     Args:
         options: a group that `check_reward` has passed.
         make_pool: makes the pool of a function from its name, path, keyword arguments and limits.
+        beat: called with every answer of a worker, in whatever thread.
     """
 
-    def __init__(self, options: RewardOptions, make_pool: MakePool = RewardPool):
+    def __init__(
+        self, options: RewardOptions, make_pool: MakePool = RewardPool, beat: Callable[[], None] | None = None
+    ):
         self.options = options
         self.names = tuple(options.functions)
         self._pools: dict[str, RewardPool] = {}
@@ -35,6 +38,8 @@ class RewardScorer:
                 limits = PoolLimits(function.timeout, function.workers, function.memory_gb, function.scope)
                 pool = make_pool(name, function.path, function.kwargs, limits)
                 stack.callback(pool.close)
+                if beat is not None:
+                    pool.listen(beat)
                 self._pools[name] = pool
             self._open = stack.pop_all()
 

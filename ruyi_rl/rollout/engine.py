@@ -9,7 +9,7 @@ import gc
 import os
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
@@ -40,6 +40,7 @@ class Engine:
     Args:
         exit: the exit's name, for messages.
         arguments: of vLLM's `LLM`.
+        beat: called with every step.
 
     Raises:
         Refusal: the engine does not fit into the memory that it is given.
@@ -48,10 +49,11 @@ class Engine:
     living: ClassVar[WeakSet[Engine]] = WeakSet()
     """This process's engines that were not shut down: they share vLLM's groups of processes."""
 
-    def __init__(self, exit: str, arguments: Mapping[str, Any]):
+    def __init__(self, exit: str, arguments: Mapping[str, Any], beat: Callable[[], None] = lambda: None):
         set_environment()
         from vllm import LLM
 
+        self.beat = beat
         # Without a compiled model only small functions of the sampler would be compiled: 20 seconds for nothing.
         self.eager = bool(arguments.get("enforce_eager")) and not torch.cuda.is_available()
         self.threads: int | None = None
@@ -105,7 +107,7 @@ class Engine:
         """
         from vllm import SamplingParams
 
-        with undisturbed(self.eager, self.threads):
+        with undisturbed(self.eager, self.threads), beating(self.llm.llm_engine, self.beat):
             return self.llm.generate(
                 [{"prompt_token_ids": list(prompt)} for prompt in prompts],
                 [SamplingParams(**each) for each in arguments],
@@ -133,6 +135,23 @@ class Engine:
         core.scheduler.shutdown()
         del self.llm
         self.living.discard(self)
+
+
+@contextmanager
+def beating(engine: Any, beat: Callable[[], None]) -> Iterator[None]:
+    """Inside, each `engine.step()` is followed by a beat."""
+    step = engine.step
+
+    def stepped() -> Any:
+        done = step()
+        beat()
+        return done
+
+    engine.step = stepped
+    try:
+        yield
+    finally:
+        del engine.step  # its own again; an engine that holds itself would keep its memory when it is given up
 
 
 def leave_groups() -> None:

@@ -38,6 +38,8 @@ OWNED = {
     "enable_sleep_mode": "use rollout.sleep",
     "gpu_memory_utilization": "use rollout.gpu_memory_utilization",
     "kv_cache_memory_bytes": "use rollout.kv_cache_gib",
+    "trust_remote_code": "each exit is a stock Qwen, which needs no code of its own",
+    "hf_token": "engines load nothing from the hub",
 }
 """Engine arguments that `rollout.engine` may not set -> why, or what to set instead."""
 LOWEST_TEMPERATURE = 0.01

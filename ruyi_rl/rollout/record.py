@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,7 @@ class ReplayRollout:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self._waiting: dict[tuple[str, tuple[int, ...]], deque[Completion]] = defaultdict(deque)
+        self._taken: Counter[tuple[str, tuple[int, ...]]] = Counter()
         for row in read_rollouts(self.path):
             self._waiting[row["exit"], tuple(row["prompt_ids"])].append(
                 Completion(row["completion_ids"], row["finished"], row.get("log_probs"))
@@ -76,7 +77,19 @@ class ReplayRollout:
                     "that the rollouts were drawn with, and no more steps"
                 )
             completions.append(waiting.popleft())
+            self._taken[request.exit, tuple(request.prompt_ids)] += 1
         return completions
+
+    def taken(self) -> list[int]:
+        """How many completions of each prompt and exit have been given, in the file's order of them."""
+        return [self._taken[key] for key in self._waiting]
+
+    def skip(self, taken: Sequence[int]) -> None:
+        """Goes on where `taken` was said, of the same file."""
+        for (key, waiting), count in zip(self._waiting.items(), taken, strict=True):
+            for _ in range(count - self._taken[key]):
+                waiting.popleft()
+            self._taken[key] = count
 
     def statistics(self) -> dict[str, ExitStatistics]:
         return {}

@@ -12,11 +12,17 @@ from ruyi_rl.rollout.worker import Rollout, RolloutSpec
 REMEDY = "rollout=transformers, or install vLLM: RUYI_VLLM=cpu|cuda make setup"
 
 
-def make_rollout(options: RolloutOptions, spec: RolloutSpec, say: Callable[[str], None] = lambda line: None) -> Rollout:
+def make_rollout(
+    options: RolloutOptions,
+    spec: RolloutSpec,
+    say: Callable[[str], None] = lambda line: None,
+    beat: Callable[[], None] = lambda: None,
+) -> Rollout:
     """The back end that the options name; `auto` takes vLLM's engines where they can be imported.
 
     Args:
         say: told in one line which back end generates, and why not another.
+        beat: called whenever generation moves on, in whatever thread.
 
     Raises:
         Refusal: a back end that cannot run here, or whose engines do not fit.
@@ -35,14 +41,14 @@ def make_rollout(options: RolloutOptions, spec: RolloutSpec, say: Callable[[str]
     if backend == "vllm":
         from ruyi_rl.rollout.vllm import VllmRollout
 
-        return VllmRollout(options, spec)
+        return VllmRollout(options, spec, beat=beat)
     if backend == "vllm_server":
         from ruyi_rl.rollout.vllm_server import VllmServerRollout
 
-        return VllmServerRollout(options, spec, report=say)
+        return VllmServerRollout(options, spec, report=say, beat=beat)
     from ruyi_rl.rollout.transformers import TransformersRollout
 
-    return TransformersRollout(None, spec.pad_token_id, spec.end_token_ids, options.batch_size)
+    return TransformersRollout(None, spec.pad_token_id, spec.end_token_ids, options.batch_size, beat)
 
 
 def attention_problem(spec: RolloutSpec) -> str | None:

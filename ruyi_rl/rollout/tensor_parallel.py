@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
@@ -30,6 +33,25 @@ def check_tensor_parallel(size: int, world_size: int, config: PreTrainedConfig) 
     heads = config.num_key_value_heads
     if heads % size and size % heads:
         raise Refusal(key, f"{heads} key-value heads can be neither divided by {size} nor repeated to it")
+
+
+@contextmanager
+def own_shared_memory(size: int) -> Iterator[None]:
+    """While engines of `size` ranks are made: what they share on a CPU gets a name of this run's.
+
+    vLLM's name is the same in all runs of a machine, and an engine refuses one that is taken, by another run or by what
+    a killed one has left. Once every rank has the memory its name is removed, so that no kill leaves any.
+    """
+    if size == 1:
+        yield
+        return
+    from vllm.distributed import parallel_state
+
+    number = ranks.from_rank_zero(secrets.randbelow(2**31))
+    parallel_state._group_name_counter["tp"] = number
+    yield
+    for path in Path("/dev/shm").glob(f"*tp:{number}-*cpushm_*"):
+        path.unlink(missing_ok=True)
 
 
 class RequestGroup:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     TemperatureLogitsWarper,
@@ -26,13 +33,22 @@ class TransformersRollout:
         pad_token_id: fills prompts on the left.
         end_token_ids: every token that ends a completion.
         batch_size: most sequences in one call of generate.
+        beat: called with every token.
     """
 
     name = "transformers"
     runs_family = True
 
-    def __init__(self, family: Family | None, pad_token_id: int, end_token_ids: Sequence[int], batch_size: int = 256):
+    def __init__(
+        self,
+        family: Family | None,
+        pad_token_id: int,
+        end_token_ids: Sequence[int],
+        batch_size: int = 256,
+        beat: Callable[[], None] = lambda: None,
+    ):
         self.family, self.pad, self.ends, self.batch_size = family, pad_token_id, list(end_token_ids), batch_size
+        self._beats = StoppingCriteriaList([BeatOfTokens(beat)])
         self._statistics = Statistics()
 
     def update_weights(self, family: Family) -> None:
@@ -98,10 +114,23 @@ class TransformersRollout:
                 attention_mask=mask,
                 generation_config=config,
                 logits_processor=drawing(sampling, [request.seed for request in requests], device),
+                stopping_criteria=self._beats,
             )
         finally:
             self.family.generation_config = declared
         return [cut_at_end(row, self.ends) for row in tokens[:, width:].tolist()]
+
+
+class BeatOfTokens(StoppingCriteria):
+    """Calls `beat` with every token, and stops nothing."""
+
+    def __init__(self, beat: Callable[[], None]):
+        self.beat = beat
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        """(batch,) bool, none of it true."""
+        self.beat()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def drawing(sampling: Sampling, seeds: Sequence[int], device: torch.device) -> LogitsProcessorList:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from ruyi_rl.rollout.engine import Engine, enter_default_group, leave_groups
 from ruyi_rl.rollout.engine_arguments import check_attention, check_engine_options, engine_arguments, sampling_arguments
 from ruyi_rl.rollout.engine_memory import memory_shares
 from ruyi_rl.rollout.options import RolloutOptions
-from ruyi_rl.rollout.tensor_parallel import RequestGroup, check_tensor_parallel
+from ruyi_rl.rollout.tensor_parallel import RequestGroup, check_tensor_parallel, own_shared_memory
 from ruyi_rl.rollout.vllm_version import set_environment
 from ruyi_rl.rollout.weights import BranchTensor, branch_layout, branch_tensors, write_branch_config
 from ruyi_rl.rollout.worker import (
@@ -52,6 +52,7 @@ class VllmRollout:
         options: the `rollout` group.
         spec: the family and the run.
         share_trunk: False lets every engine hold its whole branch, to compare with.
+        beat: called with every step of an engine.
 
     Raises:
         Refusal: an engine argument that is not allowed, a model or ranks that vLLM cannot serve, too little memory.
@@ -60,12 +61,18 @@ class VllmRollout:
     name = "vllm"
     runs_family = False
 
-    def __init__(self, options: RolloutOptions, spec: RolloutSpec, share_trunk: bool = True):
+    def __init__(
+        self,
+        options: RolloutOptions,
+        spec: RolloutSpec,
+        share_trunk: bool = True,
+        beat: Callable[[], None] = lambda: None,
+    ):
         check_tensor_parallel(options.tensor_parallel, ranks.world_size(), spec.config)
         set_environment()
         check_engine_options(options.engine)
         check_attention(spec.config)
-        self.spec = spec
+        self.spec, self._beat = spec, beat
         self.engines: dict[str, Engine] = {}
         """Exit -> its engine, deepest first, as weights have to come."""
         self._sleeps = options.sleep and torch.cuda.is_available()
@@ -78,7 +85,7 @@ class VllmRollout:
         exits = sorted(spec.exits, key=spec.config.exits.__getitem__, reverse=True)
         self._layouts = {exit: synced_tensors(spec, exit, private=share_trunk and exit != exits[0]) for exit in exits}
         shares = gpu_shares(options, spec, self._layouts)
-        with ExitStack() as unfinished:
+        with ExitStack() as unfinished, own_shared_memory(options.tensor_parallel):
             unfinished.callback(self.close)
             for exit in exits:
                 arguments = engine_arguments(options, spec, exit, ranks.world_size(), shares.get(exit))
@@ -167,7 +174,7 @@ class VllmRollout:
         deepest = next(iter(self.engines.values()), None)
         trunk = Trunk(deepest.model, config.exits[exit], config.shared_heads) if deepest and share_trunk else None
         with sharing(trunk):
-            return Engine(exit, arguments)
+            return Engine(exit, arguments, self._beat)
 
     def _check(self, request: Request, sampling: Sampling) -> None:
         if request.exit not in self.engines:

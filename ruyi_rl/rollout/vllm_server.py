@@ -65,6 +65,7 @@ class VllmServerRollout:
     Args:
         report: called on rank 0 with one line for each worker that is given up.
         command: vLLM's arguments -> the command that starts a server with them.
+        beat: called on rank 0 whenever a server has come up, answered or moved on.
 
     Raises:
         Refusal: on every rank: options that contradict each other, an address that cannot serve its exit, no room for
@@ -81,7 +82,9 @@ class VllmServerRollout:
         *,
         report: Callable[[str], None] = print_line,
         command: Callable[[Mapping[str, Any]], list[str]] = command_line,
+        beat: Callable[[], None] = lambda: None,
     ):
+        self._beat = beat
         self.options, self.spec, self.report, self.command = options, spec, report, command
         self._layouts = {exit: branch_layout(spec.config, exit) for exit in spec.exits}
         self._pool: Pool | None = None
@@ -249,7 +252,8 @@ class VllmServerRollout:
         self._resources.callback(stop_all, workers)
         for worker in workers:
             worker.start()
-        self._pool = Pool(spec, options, workers, exchange.weights if transport == "files" else None, self.report)
+        folders = exchange.weights if transport == "files" else None
+        self._pool = Pool(spec, options, workers, folders, self.report, self._beat)
         if transport == "nccl":
             self._senders = Senders(self._pool, self._layouts)
             self._resources.callback(self._senders.close)

@@ -22,6 +22,7 @@ from ruyi_rl.stages.held_out import release_memory, told
 from ruyi_rl.stages.inputs import load_tokenizer
 from ruyi_rl.stages.recovery import recover, recovery_arguments
 from ruyi_rl.training.callbacks import read_metrics
+from ruyi_rl.training.finite_updates import skipped_updates
 from ruyi_rl.validation.expansion import compressed_exit
 from ruyi_rl.validation.known_family import described_family
 
@@ -37,7 +38,9 @@ def run(context: StageContext) -> dict[str, Any]:
         recovery_arguments(context, rows.training)  # refuses bad values before minutes of compressing and measuring
     if not context.kept("factorised"):
         say_rows(context, rows)
-        context.keep("factorised", factorise(context, exit, tokenizer, rows))
+        factorised = factorise(context, exit, tokenizer, rows)
+        context.mirror()
+        context.keep("factorised", factorised)
         release_memory()
     found = context.kept("factorised")
     show(context, exit, found)
@@ -124,6 +127,7 @@ def summary(
         "matrices": found["matrices"],
         "losses": found["losses"],
         "tokens": found["tokens"],
+        "skipped_updates": skipped_updates(read_metrics(context.folder / "metrics.jsonl")),
         "warnings": found["notices"],
     }
     if "before" in scores and "after" in scores:

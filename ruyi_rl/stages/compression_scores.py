@@ -60,7 +60,7 @@ def _measured(context, folder, rows, tokenizer, exit, description) -> dict[str, 
     _, prompts = limit_prompts(rows, tokenizer, config.data.max_prompt_tokens, template_kwargs)
     longest, limit = min(prompts.longest, prompts.limit), completion_limit(context)
     with (
-        RewardScorer(config.reward) as scorer,
+        RewardScorer(config.reward, beat=context.heart.beat) as scorer,
         # An engine reads the family's tensors by what is factored, so each state of it gets its own.
         rollouts(context, folder, [exit], tokenizer, longest, limit) as rollout,
     ):

@@ -68,7 +68,7 @@ def held_out_scores(context: StageContext, exits: Sequence[str]) -> dict[str, An
     missing = [name for name in exits if name not in scores]
     if not missing:
         return {key: known[0][key] for key in ("measurement", "problems", "samples", "temperature")} | {"exits": scores}
-    with RewardScorer(config.reward) as scorer:
+    with RewardScorer(config.reward, beat=context.heart.beat) as scorer:
         ranks.on_rank_zero(scorer.start)
         needs = {column for columns in check_reward(config.reward).values() for column in columns}
         rows = load_data(config.data, config.seed, "grpo", needs).test  # as grpo loads them: one measurement for both

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +22,7 @@ from ruyi_rl.report.progress import ProgressLine
 from ruyi_rl.stages.calibration_rows import CalibrationRows, token_batches
 from ruyi_rl.stages.factor_files import FACTORS, save_compressed, save_factors
 from ruyi_rl.stages.inputs import device, load_family
+from ruyi_rl.watchdog import watched
 
 
 def factorise(
@@ -43,9 +44,10 @@ def factorise(
     def measured(part: Sequence[Sequence[int]], description: str) -> Calibration:
         batches = token_batches(_share(part), options.batch_size, tokenizer.pad_token_id)
         found, problem = None, None
-        with ProgressLine(context.console, description, len(batches)) as line:
+        with watched(context), ProgressLine(context.console, description, len(batches)) as line:
+            context.heart.enter(description)
             try:
-                found = collect_grams(branch, list(modules), batches, _counting(line))
+                found = collect_grams(branch, list(modules), batches, _counting(line, context.heart.beat))
             except ValueError as error:
                 problem = str(error)
         # What only one rank has seen must end all of them.
@@ -98,7 +100,7 @@ def _compressed(
             groups=groups,
             ratio=options.ratio,
             method=options.method,
-            progress=_counting(line),
+            progress=_counting(line, context.heart.beat),
             tokens=calibration.tokens,
             compare=True,
             held_out={own: held_out.grams[stock] for stock, own in modules.items()},
@@ -178,13 +180,14 @@ def _share_of(loss: float, norm: float) -> float:
     return loss / norm if norm > 0 else 0.0
 
 
-def _counting(line: ProgressLine):
-    """Shows each line of text that it is given as one more step."""
+def _counting(line: ProgressLine, beat: Callable[[], None]) -> Callable[[str], None]:
+    """Shows each line of text that it is given as one more step, and beats."""
     done = 0
 
     def show(text: str) -> None:
         nonlocal done
         done += 1
+        beat()
         line.update(done, text.removeprefix("calibration: ").removeprefix("factorised "))
 
     return show

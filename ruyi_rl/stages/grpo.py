@@ -26,12 +26,21 @@ from ruyi_rl.rewards.scoring import RewardScorer
 from ruyi_rl.rollout.record import ReplayRollout, RolloutFile
 from ruyi_rl.rollout.worker import Rollout
 from ruyi_rl.stages.held_out import measure, measured_already, release_memory, reward_failures, told
-from ruyi_rl.stages.inputs import chosen_exits, load_to_train, load_tokenizer, trained_parameters, weight_bytes
+from ruyi_rl.stages.inputs import (
+    chosen_exits,
+    load_to_train,
+    load_tokenizer,
+    rank_state,
+    trained_parameters,
+    weight_bytes,
+)
+from ruyi_rl.stages.periodic import PeriodicEvaluation, Watch, best_summary, with_ends
 from ruyi_rl.stages.rollout_only import record_rollouts
 from ruyi_rl.stages.rollouts import completion_limit, rollouts
 from ruyi_rl.training.arguments import trainer_arguments
 from ruyi_rl.training.callbacks import first_and_last, last_tokens, read_metrics
 from ruyi_rl.training.deepspeed import deepspeed_config
+from ruyi_rl.training.finite_updates import skipped_updates
 from ruyi_rl.training.frozen_weights import restore_frozen
 from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
 from ruyi_rl.training.phases import phase_summary
@@ -40,7 +49,7 @@ from ruyi_rl.training.session import enter_deepspeed, leave_deepspeed, train
 
 def run(context: StageContext) -> dict[str, Any]:
     """Measures the family that the stage starts from, trains it, measures it again."""
-    with RewardScorer(context.config.reward) as scorer:
+    with RewardScorer(context.config.reward, beat=context.heart.beat) as scorer:
         ranks.on_rank_zero(scorer.start)  # what cannot start is found before anything is loaded
         return _run(context, scorer)
 
@@ -55,10 +64,11 @@ def _run(context: StageContext, scorer: RewardScorer) -> dict[str, Any]:
     inputs = Inputs(exits, tokenizer, scorer, failures, *prompts_of(config, splits, tokenizer, args))
 
     names = list(exits)
+    trained: dict[str, Any] = {"watched": None}
     if config.grpo.replay is not None:
         context.console.print("rollouts from grpo.replay; no held-out pass rates, which need an engine")
         before = after = None
-        _train(context, inputs, ReplayRollout(config.grpo.replay))
+        _train(context, inputs, ReplayRollout(config.grpo.replay), None)
     else:
         limit = completion_limit(context, args.max_completion_length)
         with rollouts(context, context.input, names, tokenizer, inputs.longest_prompt, limit) as rollout:
@@ -74,10 +84,18 @@ def _run(context: StageContext, scorer: RewardScorer) -> dict[str, Any]:
             before = context.kept("before")
             if before is None:
                 before = measured_already(context, names) or measured(context.input, "held-out pass rate before grpo")
-                context.keep("before", before or {"exits": {}})
-            if not context.kept("trained"):
-                _train(context, inputs, rollout)
-                context.keep("trained", True)
+                before = before or {"exits": {}}
+                context.keep("before", before)
+            trained = context.kept("trained")
+            if trained is None:
+                watch = None
+                if config.evaluation.every is not None and before["exits"]:
+                    held_out, _ = limit_prompts(
+                        splits.test, tokenizer, config.data.max_prompt_tokens, args.chat_template_kwargs
+                    )
+                    watch = Watch(held_out, tokenizer, scorer, rollout, before)
+                trained = {"watched": _train(context, inputs, rollout, watch)}
+                context.keep("trained", trained)
             after = context.kept("after")
             if after is None:
                 after = measured(context.folder, "held-out pass rate after grpo")
@@ -86,8 +104,13 @@ def _run(context: StageContext, scorer: RewardScorer) -> dict[str, Any]:
     rows = read_metrics(context.folder / "metrics.jsonl")
     if ranks.rank() == 0:
         metrics = ["reward", "completions/mean_length"]
-        draw_curves(rows, names, metrics, context.folder / "curves.png", f"{config.name}: grpo")
+        shown = rows
+        if trained["watched"]:
+            shown, metrics = with_ends(rows, before, after), [*metrics, "eval/pass_rate"]
+        draw_curves(shown, names, metrics, context.folder / "curves.png", f"{config.name}: grpo")
     found = summary(rows, names, before or {"exits": {}}, after or {"exits": {}})
+    if trained["watched"]:
+        found["best"] = best_summary(context, trained["watched"], after, context.folder, context.input)
     found["rollout"] = rollout_summary(rows, names)
     counts = failure_counts(failures.path)
     found["reward_failures"] = sum(sum(kinds.values()) for kinds in counts.values())
@@ -106,7 +129,8 @@ def arguments(context: StageContext, sharded: bool) -> GRPOConfig:
     if sharded:
         defaults["deepspeed"] = deepspeed_config(config.deepspeed, ranks.world_size())
         enter_deepspeed(defaults["deepspeed"])
-    return trainer_arguments(GRPOConfig, "grpo.trainer", config.grpo.trainer, context.folder, config.seed, defaults)
+    given, began_on = config.grpo.trainer, context.manifest.world_size
+    return trainer_arguments(GRPOConfig, "grpo.trainer", given, context.folder, config.seed, defaults, began_on)
 
 
 @dataclass(frozen=True)
@@ -177,7 +201,8 @@ class ForgetRepeated(TrainerCallback):
         self.failures.forget(lambda row: row["mode"] == "train" and row["step"] >= state.global_step)
 
 
-def _train(context: StageContext, inputs: Inputs, rollout: Rollout) -> None:
+def _train(context: StageContext, inputs: Inputs, rollout: Rollout, watch: Watch | None) -> dict[str, Any] | None:
+    """Trains and saves the family; returns what `PeriodicEvaluation.outcome` says of the measurements in between."""
     report = inputs.report
     args = arguments(context, sharded=True)
     trainer = _trainer(context, inputs, args, rollout)
@@ -186,6 +211,7 @@ def _train(context: StageContext, inputs: Inputs, rollout: Rollout) -> None:
     table = plan_table(
         StepPlan(
             world_size=args.world_size,
+            began_on=context.manifest.world_size,
             micro_batch=args.per_device_train_batch_size,
             micro_batches=args.gradient_accumulation_steps,
             optimiser_steps=grpo_steps(
@@ -199,6 +225,7 @@ def _train(context: StageContext, inputs: Inputs, rollout: Rollout) -> None:
             longest_row=longest + args.max_completion_length,
             weights=weight_bytes(trainer.model),
             trained=trained_parameters(trainer.model),
+            state=rank_state(trainer.model, args, context.config.deepspeed),
             exits=len(inputs.exits),
             generations=args.num_generations,
             generation_batch=plan.completions,
@@ -207,12 +234,21 @@ def _train(context: StageContext, inputs: Inputs, rollout: Rollout) -> None:
         )
     )
     context.console.print(table)
-    train(trainer, context, list(inputs.exits), "reward", context.folder)
-    del trainer
+    watching = None
+    if watch is not None:
+        train_only = context.config.grpo.train_only
+        watching = PeriodicEvaluation(
+            context, trainer, watch, list(inputs.exits), context.folder, context.input, train_only
+        )
+    train(trainer, context, list(inputs.exits), "reward", context.folder, watching=[watching] if watching else [])
+    found = watching.outcome() if watching else None
+    del trainer, watching
     leave_deepspeed()
     release_memory()
     if context.config.grpo.train_only is not None:
         ranks.on_rank_zero(lambda: restore_frozen(context.input, context.folder, list(inputs.exits)))
+        context.mirror()
+    return found
 
 
 def summary(
@@ -226,6 +262,7 @@ def summary(
         "exits": {},
         "steps": rows[-1]["step"] if rows else 0,
         "tokens": last_tokens(rows),
+        "skipped_updates": skipped_updates(rows),
         "phases": phase_summary(rows),
     }
     for name in exits:

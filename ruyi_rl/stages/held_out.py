@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ruyi_rl.rollout.worker import Rollout
 from ruyi_rl.run_folder import StageFolder, config_hash, flat
 from ruyi_rl.stages.inputs import device, load_family, load_tokenizer
 from ruyi_rl.training.options import EvaluationOptions
+from ruyi_rl.watchdog import watched
 
 DEFAULT_COMPLETION = 256
 """TRL's max_completion_length."""
@@ -88,7 +89,9 @@ def measurement(config: RunConfig) -> str:
     """Hash of all that decides a measurement but the family: equal hashes make pass rates comparable."""
     reward = flat({"reward": asdict(config.reward)})
     tree = {
-        "evaluation": asdict(evaluation_options(config)),
+        "evaluation": {
+            key: value for key, value in asdict(evaluation_options(config)).items() if decides(f"evaluation.{key}")
+        },
         "reward": {key: value for key, value in reward.items() if decides(key)},
         "rollout": config.rollout.backend,
         "data": asdict(config.data),
@@ -122,34 +125,65 @@ def measure(
         `{"measurement": …, "problems": …, "samples": …, "temperature": …, "exits": {name: ExitScore as a dict}}`,
         or None where evaluation is off, or there is nothing to judge with or on.
     """
-    config, options = context.config, evaluation_options(context.config)
-    if not options.problems or scorer is None or not len(rows):
+    config = context.config
+    if not config.evaluation.problems or scorer is None or not len(rows):
         return None
     tokenizer = load_tokenizer(folder)
-    template_kwargs = config.grpo.trainer.get("chat_template_kwargs") or {}
+    template_kwargs = config.grpo.trainer.get("chat_template_kwargs")
     rows, _ = limit_prompts(rows, tokenizer, config.data.max_prompt_tokens, template_kwargs)
-    family = load_family(folder, config.model).to(device()).eval()
-    rollout.update_weights(family)
-    failures.forget(lambda row: row.get("occasion") == description)  # of an attempt that did not come to its end
-    judge = ScoredJudge(scorer, failures, description)
-    with ProgressLine(context.console, description, 2 * len(exits), lines=0) as line:
-        scores = evaluate_family(
+    with watched(context), ProgressLine(context.console, description, 2 * len(exits), lines=0) as line:
+        context.heart.enter(description)
+        family = load_family(folder, config.model).to(device()).eval()
+        rollout.update_weights(family)
+        found = rates(
+            context,
             tokenizer,
             rows,
-            Judge(judge, config.reward.pass_at, judge.settle),
+            scorer,
+            failures,
             exits,
-            options,
             rollout,
-            config.seed,
-            template_kwargs,
+            description,
             lambda exit, done, total: line.update(done, exit),
         )
     del family
     release_memory()
-    found = "  ".join(
-        f"{name} {percent(score.pass_rate)} (greedy {percent(score.greedy)})" for name, score in scores.items()
+    context.console.print(told_shortly(description, found["exits"]), markup=False, soft_wrap=True)
+    return found
+
+
+def rates(
+    context: StageContext,
+    tokenizer: Any,
+    rows: Any,
+    scorer: RewardScorer,
+    failures: RewardFailures,
+    exits: Sequence[str],
+    rollout: Rollout,
+    occasion: str,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Any]:
+    """Pass rates with the weights that `rollout` has; what `measure` returns.
+
+    Args:
+        rows: held-out rows within the prompts' limit, at least one.
+        occasion: what is measured; failures of an attempt at it that did not come to its end are forgotten.
+        progress: see `evaluate_family`.
+    """
+    config, options = context.config, evaluation_options(context.config)
+    failures.forget(lambda row: row.get("occasion") == occasion)
+    judge = ScoredJudge(scorer, failures, occasion)
+    scores = evaluate_family(
+        tokenizer,
+        rows,
+        Judge(judge, config.reward.pass_at, judge.settle),
+        exits,
+        options,
+        rollout,
+        config.seed,
+        config.grpo.trainer.get("chat_template_kwargs") or {},
+        progress,
     )
-    context.console.print(f"{description}: {found}", markup=False, soft_wrap=True)
     return {
         "measurement": measurement(config),
         "problems": min(options.problems, len(rows)),
@@ -157,6 +191,14 @@ def measure(
         "temperature": options.temperature,
         "exits": {name: asdict(score) for name, score in scores.items()},
     }
+
+
+def told_shortly(description: str, scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line of scores, each an `ExitScore` as a dict."""
+    found = (
+        f"{name} {percent(score['pass_rate'])} (greedy {percent(score['greedy'])})" for name, score in scores.items()
+    )
+    return f"{description}: {'  '.join(found)}"
 
 
 def told(score: Mapping[str, Any], when: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen3Config
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from ruyi_rl import ranks
 from ruyi_rl.data.tokenizer import byte_tokenizer
@@ -14,6 +15,7 @@ from ruyi_rl.family import Family, FamilyConfig
 from ruyi_rl.family.options import ModelOptions
 from ruyi_rl.refusal import Refusal, nearest
 from ruyi_rl.stages.inputs import end_at_turn_end
+from ruyi_rl.validation.foreign import refuse_code, tokenizer_code
 
 BACKBONES = {"qwen2": Qwen2Config, "qwen3": Qwen3Config}
 
@@ -73,19 +75,20 @@ def from_base(options: ModelOptions) -> tuple[Family, PreTrainedTokenizerBase]:
     Raises:
         Refusal: nothing there, no Qwen, or exits that do not fit it.
     """
-    base, trust = options.base, options.trust_remote_code
-    kwargs: dict[str, Any] = {"dtype": getattr(torch, options.dtype), "trust_remote_code": trust}
+    base = options.base
+    kwargs: dict[str, Any] = {"dtype": getattr(torch, options.dtype)}
     if options.attn_implementation is not None:
         kwargs["attn_implementation"] = options.attn_implementation
     try:
-        config = AutoConfig.from_pretrained(base, trust_remote_code=trust)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
         if isinstance(config, FamilyConfig):
             _require_same_exits(options, config.exits)
-            kwargs.pop("trust_remote_code")
             family = Family.from_pretrained(base, **kwargs)
         else:
+            refuse_code("model.base", base, "model", getattr(config, "auto_map", None))
+            refuse_code("model.base", base, "tokenizer", tokenizer_code(get_tokenizer_config(base)))
             family = Family.from_base(base, options.exits, shared_heads=options.shared_heads, **kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust)
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise Refusal("model.base", f"{base}: {str(error).strip().splitlines()[0]}") from error
     return family, tokenizer

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from ruyi_rl import ranks
 from ruyi_rl.family import Family, FamilyConfig
 from ruyi_rl.family.options import ModelOptions
 from ruyi_rl.refusal import Refusal, nearest
 from ruyi_rl.training.callbacks import CastAtEnd
+from ruyi_rl.training.deepspeed import sharding_mode
 from ruyi_rl.training.family_trainer import trained_exits
-from ruyi_rl.training.options import GRPOOptions, SFTOptions
+from ruyi_rl.training.memory import TrainingState, training_state
+from ruyi_rl.training.options import DeepSpeedOptions, GRPOOptions, SFTOptions
 
 
 def load_family(folder: Path, options: ModelOptions) -> Family:
@@ -62,7 +64,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         Refusal: none there.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise Refusal(str(folder), f"holds no tokenizer that can be loaded: {error}") from error
     end_at_turn_end(tokenizer)
@@ -128,6 +130,13 @@ def trained_parameters(family: Family) -> tuple[int, int]:
     """Number of parameters that take gradients, and of all; under ZeRO-3 as if they were not sharded."""
     sizes = [(getattr(parameter, "ds_numel", parameter.numel()), parameter) for parameter in family.parameters()]
     return sum(size for size, parameter in sizes if parameter.requires_grad), sum(size for size, _ in sizes)
+
+
+def rank_state(family: Family, args: TrainingArguments, options: DeepSpeedOptions) -> TrainingState:
+    """Bytes of weights, gradients and AdamW's states that a rank will hold of a family whose rest is frozen already."""
+    trained, whole = trained_parameters(family)
+    mode = sharding_mode(options, args.world_size)
+    return training_state(mode, args.world_size, trained, whole - trained, args.bf16 or args.fp16)
 
 
 def weight_bytes(family: Family) -> dict[str, int]:

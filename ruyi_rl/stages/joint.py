@@ -16,10 +16,12 @@ from ruyi_rl.execution import StageContext
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.report.batch import Prompts, StepPlan, plan_table, sft_steps
 from ruyi_rl.stages.held_out import release_memory
-from ruyi_rl.stages.inputs import load_to_train, trained_parameters, weight_bytes
+from ruyi_rl.stages.inputs import load_to_train, rank_state, trained_parameters, weight_bytes
+from ruyi_rl.stages.periodic import PeriodicEvaluation, Watch
 from ruyi_rl.training.arguments import trainer_arguments
 from ruyi_rl.training.callbacks import first_and_last, last_tokens, read_metrics
 from ruyi_rl.training.deepspeed import deepspeed_config
+from ruyi_rl.training.finite_updates import skipped_updates
 from ruyi_rl.training.frozen_weights import restore_frozen
 from ruyi_rl.training.options import LossWeightOptions, SFTOptions
 from ruyi_rl.training.phases import phase_summary
@@ -42,7 +44,8 @@ def joint_training(
     checkpoints: Path,
     phase: int = 1,
     defaults: Mapping[str, Any] | None = None,
-) -> None:
+    watch: Watch | None = None,
+) -> dict[str, Any] | None:
     """Trains the family in `start` on `rows` and saves it in `save_to`.
 
     Args:
@@ -52,6 +55,10 @@ def joint_training(
         checkpoints: folder of this phase's checkpoints.
         phase: 1, or 2 for a second stage.
         defaults: trainer fields that the config may override.
+        watch: what held-out rates are measured with in between; None: none are.
+
+    Returns:
+        What `PeriodicEvaluation.outcome` says of these measurements.
 
     Raises:
         Refusal: trainer fields or loss weights that make no run, no row short enough.
@@ -63,7 +70,8 @@ def joint_training(
     sharding = deepspeed_config(config.deepspeed, ranks.world_size())
     enter_deepspeed(sharding)
     defaults = {**(defaults or {}), "deepspeed": sharding}
-    args = trainer_arguments(SFTConfig, key, options.trainer, checkpoints, config.seed, defaults)
+    began_on = context.manifest.world_size
+    args = trainer_arguments(SFTConfig, key, options.trainer, checkpoints, config.seed, defaults, began_on)
     try:
         weights = loss_weights(options.loss_weights, exits)
     except ValueError as error:
@@ -88,6 +96,7 @@ def joint_training(
             raise Refusal(key, str(error)) from error
     plan = StepPlan(
         world_size=args.world_size,
+        began_on=began_on,
         micro_batch=args.per_device_train_batch_size,
         micro_batches=args.gradient_accumulation_steps,
         optimiser_steps=sft_steps(
@@ -102,15 +111,22 @@ def joint_training(
         longest_row=args.max_length if args.packing else lengths.longest,
         weights=sizes,
         trained=trained_parameters(trainer.model),
+        state=rank_state(trainer.model, args, config.deepspeed),
     )
     context.console.print(plan_table(plan))
     description = context.step.stage if phase == 1 else f"{context.step.stage}, stage two"
-    train(trainer, context, list(exits), "loss", save_to, phase, description)
-    del trainer, family
+    watching = None
+    if watch is not None:
+        watching = PeriodicEvaluation(context, trainer, watch, list(exits), save_to, start, options.train_only)
+    train(trainer, context, list(exits), "loss", save_to, phase, description, [watching] if watching else [])
+    found = watching.outcome() if watching else None
+    del trainer, family, watching
     leave_deepspeed()
     release_memory()
     if options.train_only is not None:
         ranks.on_rank_zero(lambda: restore_frozen(start, save_to, list(exits)))
+        context.mirror()
+    return found
 
 
 def row_limit(args: SFTConfig) -> int | None:
@@ -174,6 +190,7 @@ def training_summary(context: StageContext, exits: Mapping[str, int]) -> dict[st
     """First and last loss and token accuracy per exit, tokens seen and time per phase, from the metrics file."""
     rows = read_metrics(context.folder / "metrics.jsonl")
     summary: dict[str, Any] = {"exits": {}, "steps": 0, "tokens": 0, "phases": phase_summary(rows)}
+    summary["skipped_updates"] = skipped_updates(rows)
     for phase in sorted({row["phase"] for row in rows}):
         mine = [row for row in rows if row["phase"] == phase]
         summary["steps"] += mine[-1]["step"]

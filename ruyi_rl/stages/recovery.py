@@ -22,7 +22,7 @@ from ruyi_rl.stages.held_out import release_memory
 from ruyi_rl.stages.inputs import load_family
 from ruyi_rl.training.arguments import trainer_arguments
 from ruyi_rl.training.deepspeed import deepspeed_config
-from ruyi_rl.training.options import DeepSpeedOptions
+from ruyi_rl.training.options import ZERO_STAGES, DeepSpeedOptions
 from ruyi_rl.training.recovery_trainer import RecoveryTrainer
 from ruyi_rl.training.session import enter_deepspeed, leave_deepspeed, train
 from ruyi_rl.training.taught_branch import TaughtBranch
@@ -83,9 +83,9 @@ def _train(
 
 
 def recovery_sharding(context: StageContext) -> dict[str, Any] | None:
-    """DeepSpeed's configuration; ZeRO-2 in the place of ZeRO-3, and a line that says so."""
+    """DeepSpeed's configuration; ZeRO-2 in the place of ZeRO-3, offloaded or not, and a line that says so."""
     options: DeepSpeedOptions = context.config.deepspeed
-    if options.mode == "zero3":
+    if ZERO_STAGES.get(options.mode) == 3:
         context.console.print("recovery runs on ZeRO-2: what it trains is small, and the rest is frozen")
         options = replace(options, mode="zero2")
     return deepspeed_config(options, ranks.world_size())
@@ -102,7 +102,8 @@ def recovery_arguments(context: StageContext, rows: Dataset, sharding: dict[str,
     if "messages" in rows.column_names:
         defaults["assistant_only_loss"] = True
     given = {**options.trainer, "max_steps": options.recover_steps}
-    return trainer_arguments(SFTConfig, KEY, given, context.folder, context.config.seed, defaults)
+    began_on = context.manifest.world_size
+    return trainer_arguments(SFTConfig, KEY, given, context.folder, context.config.seed, defaults, began_on)
 
 
 def computing_dtype(args: SFTConfig) -> torch.dtype:

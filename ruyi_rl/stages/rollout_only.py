@@ -15,6 +15,7 @@ from ruyi_rl.execution import StageContext
 from ruyi_rl.report.progress import ProgressLine
 from ruyi_rl.rollout.record import RolloutFile, read_rollouts
 from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
+from ruyi_rl.watchdog import watched
 
 
 def record_rollouts(context: StageContext, trainer: FamilyGRPOTrainer, file: RolloutFile) -> dict[str, Any]:
@@ -28,10 +29,12 @@ def record_rollouts(context: StageContext, trainer: FamilyGRPOTrainer, file: Rol
     """
     trainer.model.train()
     total = batch_count(trainer)
-    with ProgressLine(context.console, "rollouts", total, lines=0) as line, torch.no_grad():
+    trainer.phases.listener = context.heart.enter
+    with watched(context), ProgressLine(context.console, "rollouts", total, lines=0) as line, torch.no_grad():
         for number, (step, batch) in enumerate(itertools.islice(generation_batches(trainer), total), 1):
             context.stop.check()
             trainer.state.global_step = step
+            context.heart.at_step(step)
             trainer._generate_and_score_completions(batch)
             line.update(number, f"{file.rows} completions")
     exits = ranks.on_rank_zero(lambda: exit_summaries(read_rollouts(file.path), trainer))

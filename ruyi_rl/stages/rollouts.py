@@ -52,7 +52,9 @@ def rollouts(
         folder=context.folder / "rollout",
         seed=context.config.seed,
     )
-    rollout = make_rollout(options, spec, lambda line: context.console.print(line, markup=False, soft_wrap=True))
+    rollout = make_rollout(
+        options, spec, lambda line: context.console.print(line, markup=False, soft_wrap=True), context.heart.beat
+    )
     try:
         yield rollout
     finally:

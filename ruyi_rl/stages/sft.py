@@ -3,6 +3,7 @@ of the first."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -10,17 +11,16 @@ from datasets import Dataset
 
 from ruyi_rl import ranks
 from ruyi_rl.data.loading import load_data
-from ruyi_rl.data.prompts import limit_prompts
 from ruyi_rl.execution import StageContext
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.report.curves import draw_curves
 from ruyi_rl.rewards.check import check_reward
-from ruyi_rl.rewards.scoring import RewardScorer, check_start
+from ruyi_rl.rewards.scoring import check_start
 from ruyi_rl.run_folder import PHASES
-from ruyi_rl.stages.held_out import measure, reward_failures
+from ruyi_rl.stages.held_out import measure, measured_already, reward_failures
 from ruyi_rl.stages.inputs import chosen_exits, load_tokenizer
 from ruyi_rl.stages.joint import closing_weights, joint_training, training_summary
-from ruyi_rl.stages.rollouts import completion_limit, rollouts
+from ruyi_rl.stages.periodic import best_summary, measuring, with_ends
 from ruyi_rl.training.callbacks import read_metrics
 from ruyi_rl.training.options import StageTwoOptions
 from ruyi_rl.training.replay import mixed_rows
@@ -39,65 +39,70 @@ def run(context: StageContext) -> dict[str, Any]:
     second = mixture(context, options.stage_two, splits.train) if options.stage_two.data is not None else None
 
     first_folder = context.folder if second is None else context.folder / PHASES[0]
-    if not context.kept("trained_one"):
-        joint_training(
-            context,
-            splits.train,
-            tokenizer,
-            exits,
-            options,
-            start=context.input,
-            save_to=first_folder,
-            checkpoints=first_folder,
-        )
-        context.keep("trained_one", True)
-    if second is not None and not context.kept("trained_two"):
-        joint_training(
-            context,
-            second,
-            tokenizer,
-            exits,
-            replace(
+    names = list(exits)
+    with ExitStack() as held:
+        watch = None
+        if judged and config.evaluation.every is not None:
+            watch = held.enter_context(measuring(context, context.input, tokenizer, names))
+            watch = replace(watch, before=measured_already(context, names))
+        if not context.kept("trained_one"):
+            watched = joint_training(
+                context,
+                splits.train,
+                tokenizer,
+                exits,
                 options,
-                trainer={**options.trainer, **options.stage_two.trainer},
-                loss_weights=closing_weights(options.loss_weights, exits),
-            ),
-            start=first_folder,
-            save_to=context.folder,
-            checkpoints=context.folder / PHASES[1],
-            phase=2,
-        )
-        context.keep("trained_two", True)
+                start=context.input,
+                save_to=first_folder,
+                checkpoints=first_folder,
+                watch=watch,
+            )
+            context.keep("trained_one", {"watched": watched})
+        if second is not None and not context.kept("trained_two"):
+            watched = joint_training(
+                context,
+                second,
+                tokenizer,
+                exits,
+                replace(
+                    options,
+                    trainer={**options.trainer, **options.stage_two.trainer},
+                    loss_weights=closing_weights(options.loss_weights, exits),
+                ),
+                start=first_folder,
+                save_to=context.folder,
+                checkpoints=context.folder / PHASES[1],
+                phase=2,
+                watch=watch and replace(watch, before=None),
+            )
+            context.keep("trained_two", {"watched": watched})
+        watched = context.kept("trained_one" if second is None else "trained_two")["watched"]
 
-    summary = training_summary(context, exits)
-    if ranks.rank() == 0:
-        rows = read_metrics(context.folder / "metrics.jsonl")
-        metrics = ["loss", "mean_token_accuracy"]
-        draw_curves(rows, list(exits), metrics, context.folder / "curves.png", f"{config.name}: {stage}")
-    if judged:
-        # The rows as grpo will load them, so that its first measurement is this one.
-        held_out = load_data(config.data, config.seed, "grpo").test
-        template_kwargs = config.grpo.trainer.get("chat_template_kwargs")
-        _, prompts = limit_prompts(held_out, tokenizer, config.data.max_prompt_tokens, template_kwargs)
-        longest, limit = min(prompts.longest, prompts.limit), completion_limit(context)
-        with (
-            RewardScorer(config.reward) as scorer,
-            rollouts(context, context.folder, list(exits), tokenizer, longest, limit) as rollout,
-        ):
-            found = measure(
+        summary, after = training_summary(context, exits), None
+        if judged:
+            watch = watch or held.enter_context(measuring(context, context.folder, tokenizer, names))
+            after = measure(
                 context,
                 context.folder,
-                held_out,
-                scorer,
+                watch.rows,
+                watch.scorer,
                 reward_failures(context),
-                list(exits),
-                rollout,
+                names,
+                watch.rollout,
                 f"held-out pass rate after {stage}",
             )
-        if found is not None:
-            summary["held_out"] = found
-            for name, score in found["exits"].items():
-                summary["exits"][name] |= {"pass": score["pass_rate"], "greedy": score["greedy"]}
+    if after is not None:
+        summary["held_out"] = after
+        for name, score in after["exits"].items():
+            summary["exits"][name] |= {"pass": score["pass_rate"], "greedy": score["greedy"]}
+    if watched:
+        start = context.input if second is None else first_folder
+        summary["best"] = best_summary(context, watched, after, context.folder, start)
+    if ranks.rank() == 0:
+        rows, metrics = read_metrics(context.folder / "metrics.jsonl"), ["loss", "mean_token_accuracy"]
+        if watched:
+            rows, metrics = with_ends(rows, None, after), [*metrics, "eval/pass_rate"]
+        draw_curves(rows, names, metrics, context.folder / "curves.png", f"{config.name}: {stage}")
     return summary
 
 

@@ -9,9 +9,13 @@ from typing import Any, TypeVar
 import torch
 
 from ruyi_rl import ranks
+from ruyi_rl.redaction import Unpickled, is_secret
 from ruyi_rl.refusal import Refusal
+from ruyi_rl.training.rank_change import RankChange
 
 Arguments = TypeVar("Arguments")
+KINDS = {"SFTConfig": "sft", "GRPOConfig": "grpo"}
+"""Name of a configuration class -> kind of trainer."""
 
 
 def trainer_arguments(
@@ -21,6 +25,7 @@ def trainer_arguments(
     output_dir: Path,
     seed: int,
     defaults: Mapping[str, Any] | None = None,
+    began_on: int | None = None,
 ) -> Arguments:
     """An SFTConfig or GRPOConfig from what the config gives; what it leaves out gets the project's defaults.
 
@@ -31,11 +36,17 @@ def trainer_arguments(
         output_dir: where checkpoints go.
         seed: the run's seed.
         defaults: further defaults of the stage.
+        began_on: ranks that `given` is for: on others an optimiser step has as many more or fewer micro-batches.
+            None: those of now.
 
     Raises:
         Refusal: the class refuses a value.
     """
     cuda = torch.cuda.is_available()
+    try:
+        given = RankChange(began_on or ranks.world_size(), ranks.world_size()).scaled(given, KINDS[kind.__name__])
+    except ValueError as error:
+        raise Refusal("num_processes", str(error)) from error
     values: dict[str, Any] = {
         "seed": seed,
         "data_seed": seed,
@@ -61,6 +72,9 @@ def trainer_arguments(
         arguments = kind(**values)
     except (TypeError, ValueError) as error:
         raise Refusal(key, " ".join(str(error).split())) from error
+    for name, value in vars(arguments).items():
+        if isinstance(value, str) and is_secret(name, value):
+            setattr(arguments, name, Unpickled(value))  # transformers pickles the arguments beside what it uploads
     if arguments.world_size != ranks.world_size():
         raise RuntimeError(f"the trainer sees {arguments.world_size} ranks, the launcher started {ranks.world_size()}")
     return arguments

@@ -11,8 +11,10 @@ import torch
 from transformers import TrainerCallback
 
 from ruyi_rl import ranks
+from ruyi_rl.heart import Heart
 from ruyi_rl.run_folder import write_text
-from ruyi_rl.signals import StopSignal
+from ruyi_rl.signals import StepAbandoned, StopSignal
+from ruyi_rl.training.checkpoints import Checkpoints, saved_run_state
 from ruyi_rl.training.phases import PhaseClock
 
 
@@ -82,21 +84,43 @@ class PhaseBorders(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """After a signal on any rank: log, save and stop on all of them at the end of the same optimiser step."""
+    """After a signal on any rank, all of them stop at the end of the same micro-step.
+
+    After the last one of an optimiser step the trainer saves by itself; in the middle of a step `StepAbandoned` is
+    raised.
+    """
 
     def __init__(self, stop: StopSignal):
         self.stop = stop
+        self._group = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if ranks.world_size() > 1 and torch.distributed.get_backend() != "gloo":
+            # Ranks agree on the CPU: a micro-step is not to wait for what is queued on its device.
+            self._group = torch.distributed.new_group(backend="gloo", timeout=ranks.PATIENCE)
 
     def on_step_end(self, args, state, control, **kwargs):
+        if self._agreed():
+            # No log: with `logging_steps` above 1 the resumed run's rows would be others.
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self.check()
+
+    def check(self) -> None:
+        """Raises StepAbandoned where a signal came on any rank; every rank calls it at the same point of a step."""
+        if self._agreed():
+            raise StepAbandoned
+
+    def _agreed(self) -> bool:
         number = self.stop.number or 0
         if ranks.world_size() > 1:
-            shared = torch.tensor(number, device=args.device)
-            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+            shared = torch.tensor(number)
+            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX, group=self._group)
             number = int(shared)
-        if number:
-            self.stop.number = number
-            control.should_log = control.should_save = control.should_training_stop = True
-        return control
+        self.stop.number = number or None
+        return bool(number)
 
 
 class NoLastCheckpoint(TrainerCallback):
@@ -119,6 +143,31 @@ class OnSave(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         self.record()
+
+
+class RunStateOf(TrainerCallback):
+    """Gives a resumed trainer the state that its checkpoint holds, and remembers what it begins with."""
+
+    def __init__(self, trainer: Checkpoints, checkpoint: Path | None):
+        self.trainer, self.checkpoint = trainer, checkpoint
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        found = None if self.checkpoint is None else saved_run_state(self.checkpoint)
+        if found is not None:
+            self.trainer.set_run_state(*found)
+        self.trainer.remember_step()
+
+
+class Beats(TrainerCallback):
+    """Beats with every micro-step, log and checkpoint; the borders of phases beat by themselves."""
+
+    def __init__(self, heart: Heart):
+        self.heart = heart
+
+    def _beat(self, args, state, control, **kwargs):
+        self.heart.at_step(state.global_step)
+
+    on_train_begin = on_step_begin = on_substep_end = on_step_end = on_log = on_save = on_prediction_step = _beat
 
 
 class CastAtEnd(TrainerCallback):

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from ruyi_rl.family import Family, FamilyConfig
 from ruyi_rl.training.callbacks import PhaseBorders
+from ruyi_rl.training.checkpoints import Checkpoints
+from ruyi_rl.training.finite_updates import METRIC, FiniteUpdates
+from ruyi_rl.training.gradient_check import GradientCheck
 from ruyi_rl.training.options import TRAIN_ONLY
-from ruyi_rl.training.phases import PhaseClock, in_phase, phase_metrics
+from ruyi_rl.training.phases import PhaseClock, phase_metrics
+from ruyi_rl.training.resharding import Resharding
+from ruyi_rl.training.run_state import RunState
 
 
-class FamilyTrainer:
+class FamilyTrainer(FiniteUpdates, Resharding, Checkpoints):
     """Mixed into TRL's trainers.
 
     Metrics: `time/<phase>`, wall seconds of each of `PHASES` since the last log, on the rank that logs: where another
@@ -30,6 +38,15 @@ class FamilyTrainer:
         self.phases = PhaseClock(settle=torch.cuda.synchronize if self.args.device.type == "cuda" else None)
         self.carried: dict[str, Any] = {}
         self.add_callback(PhaseBorders(self.phases))
+        self.add_callback(GradientCheck(self))
+
+    def check_stop(self) -> None:
+        """Raises StepAbandoned where the run is to stop; every rank calls it at the same point of a step."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle of the arguments, which nobody reads again: whoever gets the family should not have to trust one.
+        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def scoring_phase(self, model) -> str:
         """Phase of a pass for log-probs through `model`: with gradients it is part of the update."""
@@ -37,14 +54,33 @@ class FamilyTrainer:
             return "update"
         return "reference" if model is self.ref_model else "old_log_probs"
 
-    @in_phase("save")
-    def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
+    def run_state(self) -> RunState:
+        """Sums that the next log will report, counters that a step in the making has moved on, and `carried`."""
+        return RunState(
+            {
+                "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
+                "loss": self._tr_loss.clone(),
+                "total_loss": self._total_loss_scalar,
+                "last_logged": self._globalstep_last_logged,
+                "tokens": self.state.num_input_tokens_seen,
+                "flos": self.current_flos,
+                "carried": copy.deepcopy(self.carried),
+            }
+        )
+
+    def set_run_state(self, state: RunState, same_ranks: bool) -> None:
+        values = state.values
+        self._metrics["train"].clear()
+        self._metrics["train"].update(values["metrics"])
+        self._tr_loss.fill_(values["loss"])
+        self._total_loss_scalar, self._globalstep_last_logged = values["total_loss"], values["last_logged"]
+        self.state.num_input_tokens_seen, self.current_flos = values["tokens"], values["flos"]
+        self.carried = copy.deepcopy(values["carried"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # An evaluation's log and the closing one are no steps'.
         if self.model.training and "train_runtime" not in logs:
-            logs = {**logs, **phase_metrics(self.phases.take())}
+            logs = {**logs, METRIC: self.skipped_updates["count"], **phase_metrics(self.phases.take())}
         super().log(logs, start_time)
 
     def get_decay_parameter_names(self, model) -> list[str]:

@@ -30,6 +30,7 @@ from ruyi_rl.training.batches import plan_batches
 from ruyi_rl.training.exit_metrics import failure_metrics
 from ruyi_rl.training.family_trainer import FamilyTrainer, freeze_others
 from ruyi_rl.training.grpo_logs import GRPOLogs
+from ruyi_rl.training.kept_rollouts import KeptRollouts
 from ruyi_rl.training.partial_loss import loss_share, mean_entropy, unreported
 from ruyi_rl.training.phases import in_phase
 from ruyi_rl.training.plugin_logs import column_name, metric_name
@@ -48,7 +49,7 @@ from ruyi_rl.training.scored_batch import ScoredBatch
 from ruyi_rl.training.token_budget import balanced_packs, packs_needed
 
 
-class FamilyGRPOTrainer(GRPOLogs, FamilyTrainer, GRPOTrainer):
+class FamilyGRPOTrainer(GRPOLogs, KeptRollouts, FamilyTrainer, GRPOTrainer):
     """All chosen exits answer the same prompts; each is compared with itself and trained by TRL's own loss.
 
     The objective is `Σ_e w_e · L_e / Σ_e w_e`, where `L_e` is what GRPOTrainer would compute on exit e's completions
@@ -108,6 +109,7 @@ class FamilyGRPOTrainer(GRPOLogs, FamilyTrainer, GRPOTrainer):
             reward_funcs = self._scorer.functions
             self._failures = failures or RewardFailures(self._scorer.options)
         self.exits = deepest_first(freeze_others(model, exits, train_only), model.exits)
+        self.train_only = train_only
         self.advantage_scale = advantage_scale
         exit_weights = exit_weights or {}
         self.exit_weights = {name: float(exit_weights.get(name, 1.0)) for name in self.exits}
@@ -182,8 +184,8 @@ class FamilyGRPOTrainer(GRPOLogs, FamilyTrainer, GRPOTrainer):
             return self._split_by_exit(self._generate_and_score_completions(generation_batch), 1)[0]
         steps = self.args.steps_per_generation
         if self._step == 0:
-            # A resumed run is where it was in the cycle of rollouts. In the middle of rollouts that several updates
-            # use, it draws anew for the rest of them: they are not in the checkpoint.
+            # Resumed from a checkpoint of another number of ranks, in the middle of rollouts that several updates use,
+            # it draws anew for the rest of them.
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
             self._buffered_inputs = self._split_by_exit(self._generate_and_score_completions(generation_batch), steps)
@@ -238,6 +240,7 @@ class FamilyGRPOTrainer(GRPOLogs, FamilyTrainer, GRPOTrainer):
             ready = time.monotonic()
             with self.phases("rollout"):
                 completions = self._generate_scored(requests, num_generations)
+        self.check_stop()  # after minutes of generating, and before as many of updating
         self._rollout_times = {"rollout/sync_seconds": ready - start, "rollout/seconds": time.monotonic() - ready}
         self._rolled_out = list(zip(requests, completions, strict=True))
         self._completion_shape = torch.tensor(
@@ -406,6 +409,7 @@ class FamilyGRPOTrainer(GRPOLogs, FamilyTrainer, GRPOTrainer):
             losses, metrics = self._exit_losses(model, inputs, self._pass(model, rows.select(parts[0])), parts[0])
         else:
             losses, metrics = self._losses_in_parts(model, inputs, rows, parts)
+        self.saw_micro_batch(inputs, dict(zip(self.exits, losses)))
         mode = "train" if self.model.training else "eval"
         # TRL has divided by the micro-batches of an update; the metric is the mean over them and over ranks.
         scale = self.current_gradient_accumulation_steps if mode == "train" else 1

@@ -9,13 +9,15 @@ from ruyi_rl.data.options import DataOptions
 
 ADVANTAGE_SCALES = ("group", "exit", "none", "pooled")
 """What `grpo.advantage.scale` may be."""
-ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3}
 """Mode -> ZeRO stage."""
 DEEPSPEED_MODES = ("auto", "off", *ZERO_STAGES)
 """What `deepspeed.mode` may be."""
 
 TRAIN_ONLY = ("expansion",)
 """What `train_only` may be, besides null."""
+KEEP_BEST = ("exit", "mean")
+"""What `keep_best` may be, besides null."""
 
 
 @dataclass
@@ -107,7 +109,10 @@ class GRPOOptions:
 
 @dataclass
 class EvaluationOptions:
-    """The `evaluation` block: how pass rates are measured on held-out rows after `sft` and around `grpo`."""
+    """The `evaluation` block: how pass rates are measured on held-out rows after `sft`, around `grpo` and during both.
+
+    `every` and `max_drop` change no result and no weight: a run may be continued with others.
+    """
 
     problems: int = 256
     """Held-out problems; 0 switches evaluation off."""
@@ -117,6 +122,13 @@ class EvaluationOptions:
     """Sampling temperature of the pass rate."""
     max_new_tokens: int | None = None
     """Limit of a completion; None: the `max_completion_length` of `grpo.trainer`."""
+    every: int | None = None
+    """Optimiser steps between measurements of the trained exits during `sft`, `expanded_sft` and `grpo`; the last
+    step's is the one after the training. None: only before and after."""
+    max_drop: float | None = None
+    """How far an exit's pass rate may be below its best so far, the one before `grpo` included (0.05: 5 points); one
+    that falls further stops the run. The standard error of a measurement, `pass_*_standard_error` in `summary.json`,
+    should be well below it. None: no fall stops the run."""
 
 
 @dataclass
@@ -124,6 +136,7 @@ class DeepSpeedOptions:
     """The `deepspeed` group."""
 
     mode: str = "auto"
-    """`off`, `zero1`, `zero2`, `zero3`, or `auto`: off on one CPU rank, ZeRO-2 on several."""
+    """`off`, `zero1`, `zero2`, `zero3`, `zero3_offload` (weights and optimiser states in the CPU's memory), or `auto`:
+    off on one rank, ZeRO-2 on several."""
     config: dict[str, Any] = field(default_factory=dict)
     """DeepSpeed config keys that the stage's trainer does not decide (bucket sizes, offload …)."""

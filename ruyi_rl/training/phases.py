@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
-PHASES = ("rollout", "reward", "old_log_probs", "reference", "update", "sync", "save", "other")
+PHASES = ("rollout", "reward", "old_log_probs", "reference", "update", "sync", "evaluation", "save", "other")
 """Generation; rewards waited for after it; the policy's and the reference's log-probs of what was generated; forward,
-backward and optimiser step; weights to the rollout back end; checkpoints; the rest, such as data and logs."""
+backward and optimiser step; weights to the rollout back end; held-out rates in between (`evaluation.every`), with all
+that these take; checkpoints; the rest, such as data and logs."""
 _PREFIX = "time/"
 
 
@@ -31,6 +32,8 @@ class PhaseClock:
         self._open = ["other"]
         self._seconds: dict[str, float] = {}
         self._since = now()
+        self.listener: Callable[[str], None] = lambda name: None
+        """Told the phase that begins at a border."""
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -42,6 +45,7 @@ class PhaseClock:
         _check(name)
         self._border()
         self._open.append(name)
+        self.listener(name)
         try:
             yield
         except BaseException:
@@ -52,6 +56,7 @@ class PhaseClock:
             self._border()
         finally:
             self._open.pop()
+            self.listener(self._open[-1])
 
     def turn_to(self, name: str) -> None:
         """From now on, time outside all contexts belongs to `name`; at first it is `other`'s.
@@ -62,6 +67,7 @@ class PhaseClock:
         _check(name)
         self._border()
         self._open[0] = name
+        self.listener(self._open[-1])
 
     def take(self) -> dict[str, float]:
         """Seconds of each phase since the last call, 0 for one that was seen only before it."""

@@ -46,6 +46,7 @@ class RecoveryTrainer(FamilyTrainer, SFTTrainer):
         # Tokens of every rank and of the whole accumulation window, as for joint SFT.
         tokens = found.kl.numel() if num_items_in_batch is None else num_items_in_batch
         loss = found.kl.sum() / torch.as_tensor(tokens, device=found.kl.device).clamp(min=1)
+        self.saw_micro_batch(inputs, {self.exit: loss})
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP and ZeRO average what is to be a sum over ranks
         self._log_divergence(found, inputs)

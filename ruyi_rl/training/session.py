@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ruyi_rl import ranks
 from ruyi_rl.execution import StageContext
+from ruyi_rl.ownership import require_own
 from ruyi_rl.report.progress import TrainingProgress
-from ruyi_rl.run_folder import complete_checkpoints
-from ruyi_rl.training.callbacks import MetricsFile, NoLastCheckpoint, OnSave, StopOnSignal
+from ruyi_rl.signals import StepAbandoned
+from ruyi_rl.training.callbacks import Beats, MetricsFile, NoLastCheckpoint, OnSave, RunStateOf, StopOnSignal
+from ruyi_rl.training.checkpoints import newest_whole
 from ruyi_rl.training.phases import phase_metrics
+from ruyi_rl.watchdog import watched
 
 
 def train(
@@ -27,6 +29,7 @@ def train(
     save_to: Path,
     phase: int = 1,
     description: str | None = None,
+    watching: Sequence[TrainerCallback] = (),
 ) -> None:
     """Trains from the newest whole checkpoint in the trainer's output folder and saves the family.
 
@@ -37,23 +40,41 @@ def train(
         save_to: folder for the trained family and its tokenizer.
         phase: number of this training within the stage.
         description: for the progress line; None: the stage's name.
+        watching: called after all other callbacks, when a resumed training has its state.
 
     Raises:
-        StopNow: a signal came; a checkpoint of the last full step is saved.
+        StopNow: a signal came before the last step's end; a checkpoint of the last whole step is saved.
     """
     progress = TrainingProgress(context.console, description or context.step.stage, exits, metric)
     for chatty in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(chatty)
-    metrics = MetricsFile(context.folder / "metrics.jsonl", phase)
-    for callback in (metrics, progress, StopOnSignal(context.stop), NoLastCheckpoint(), OnSave(context.record)):
-        trainer.add_callback(callback)
-    checkpoint = ranks.on_rank_zero(lambda: newest_checkpoint(Path(trainer.args.output_dir)))
+
+    def say(line: str) -> None:
+        context.console.print(line, markup=False, soft_wrap=True)
+
+    trainer.copies = context.copies
+    checkpoint = newest_whole(Path(trainer.args.output_dir), trainer.copies, say)
     if checkpoint is not None:
-        context.console.print(f"going on from {checkpoint}", markup=False, soft_wrap=True)
+        require_own(checkpoint)
+        say(f"going on from {checkpoint}")
+        for line in trainer.changes(checkpoint):
+            say(line)
+    metrics, stop = MetricsFile(context.folder / "metrics.jsonl", phase), StopOnSignal(context.stop)
+    trainer.check_stop = stop.check
+    trainer.max_skipped_updates, trainer.announce = context.config.max_skipped_updates, say
+    going_on = RunStateOf(trainer, checkpoint)
+    ours = (metrics, progress, stop, NoLastCheckpoint(), OnSave(context.record), going_on, Beats(context.heart))
+    for callback in (*ours, *watching):
+        trainer.add_callback(callback)
     try:
-        with context.stop.gently():
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-            if not context.stop.requested or trainer.state.global_step >= trainer.state.max_steps:
+        trainer.phases.listener = context.heart.enter
+        with watched(context), context.stop.gently() as section:
+            try:
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            except StepAbandoned:
+                trainer.save_last_step()
+            section.finished = trainer.state.global_step >= trainer.state.max_steps
+            if section.finished:
                 with trainer.phases("save"):
                     # TRL switches it off for its own passes; whoever loads the family generates with it.
                     trainer.model.config.use_cache = True
@@ -61,6 +82,8 @@ def train(
                     ranks.barrier()
             if ranks.rank() == 0:
                 metrics.add_to_last(phase_metrics(trainer.phases.take()))
+            if section.finished:
+                context.mirror()
     finally:
         progress.close()
     release(trainer)
@@ -72,15 +95,6 @@ def release(trainer: Trainer) -> None:
         if hasattr(engine, "destroy"):
             engine.destroy()
     trainer.accelerator.free_memory()
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint in `folder`; removes those that a kill left half written."""
-    whole = complete_checkpoints(folder)
-    for path in folder.glob("checkpoint-*"):
-        if path not in whole:
-            shutil.rmtree(path)
-    return whole[-1] if whole else None
 
 
 def enter_deepspeed(config: dict | None) -> None:

@@ -40,7 +40,7 @@ class FamilySFTTrainer(FamilyTrainer, SFTTrainer):
         model,
         **kwargs,
     ):
-        self.exits = freeze_others(model, exits, train_only)
+        self.exits, self.train_only = freeze_others(model, exits, train_only), train_only
         ones = dict.fromkeys(self.exits, 1.0)
         self.loss_weights = loss_weights or LossWeights(ones, ones)
         self.packed = packed
@@ -62,6 +62,7 @@ class FamilySFTTrainer(FamilyTrainer, SFTTrainer):
         tokens = torch.as_tensor(tokens, device=mask.device).clamp(min=1)
         weights = self.loss_weights.at(self.progress())
         losses = {name: -outputs.log_probs[name].sum() / tokens for name in self.exits}
+        self.saw_micro_batch(inputs, losses)
         loss = sum(weights[name] * losses[name] for name in self.exits)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP and ZeRO average what is to be a sum over ranks

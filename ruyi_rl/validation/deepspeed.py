@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from ruyi_rl.refusal import Refusal
-from ruyi_rl.training.options import DEEPSPEED_MODES, DeepSpeedOptions
+from ruyi_rl.training.options import DEEPSPEED_MODES, ZERO_STAGES, DeepSpeedOptions
 from ruyi_rl.validation.values import require_choice
 
+SHARDED = f"deepspeed={'|'.join(ZERO_STAGES)}"
 TRAINER_DECIDES = {
     "train_batch_size": "per_device_train_batch_size",
     "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
@@ -34,7 +35,7 @@ def check_deepspeed(options: DeepSpeedOptions) -> None:
         raise Refusal(
             "deepspeed.config.zero_optimization.stage",
             f"{zero['stage']!r} cannot be set here",
-            "deepspeed=zero1|zero2|zero3",
+            SHARDED,
         )
     if options.mode == "off" and options.config:
-        raise Refusal("deepspeed.config", "is given, but deepspeed is off", "deepspeed=zero1|zero2|zero3")
+        raise Refusal("deepspeed.config", "is given, but deepspeed is off", SHARDED)

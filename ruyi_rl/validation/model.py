@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ruyi_rl.config import RunConfig
 from ruyi_rl.family.options import ModelOptions
 from ruyi_rl.refusal import Refusal, nearest
+from ruyi_rl.validation.foreign import check_foreign, read_object
 from ruyi_rl.validation.trainer_fields import class_fields
 from ruyi_rl.validation.values import require, require_choice
 
@@ -34,8 +34,10 @@ def check_model(config: RunConfig) -> None:
             raise Refusal(
                 "start_from", f"the folder {config.start_from!r} does not exist", "a folder that holds a family"
             )
-        if read_model_config("start_from", folder)["model_type"] not in FAMILIES:
+        stored = read_model_config("start_from", folder)
+        if stored["model_type"] not in FAMILIES:
             raise Refusal("start_from", f"{config.start_from!r} holds no family", "a family, such as runs/<name>/init")
+        check_foreign("start_from", folder, stored, stock=False)
         return
     model = config.model
     require_choice("model.dtype", model.dtype, DTYPES)
@@ -43,7 +45,9 @@ def check_model(config: RunConfig) -> None:
         _check_scratch(model)
         check_exits(model.exits, model.scratch["num_hidden_layers"])
     elif folder := local_folder(model.base):
-        _check_base(model, read_model_config("model.base", folder))
+        stored = read_model_config("model.base", folder)
+        _check_base(model, stored)
+        check_foreign("model.base", folder, stored, stock=stored["model_type"] in BACKBONES)
     elif model.exits:
         check_exits(model.exits, None)
 
@@ -89,7 +93,7 @@ def check_chat_template(config: RunConfig, stages: list[str]) -> None:
         raise Refusal(key, f"{folder} holds no tokenizer (tokenizer_config.json)", "save the tokenizer with the model")
     if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return
-    if not _read_json(key, file).get("chat_template"):
+    if not read_object(key, file).get("chat_template"):
         raise Refusal(
             key,
             f"the tokenizer in {folder} has no chat template, which stage {stage} needs",
@@ -120,7 +124,7 @@ def read_model_config(key: str, folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise Refusal(key, f"{folder} holds no config.json", "a folder that save_pretrained wrote")
-    stored = _read_json(key, file)
+    stored = read_object(key, file)
     allowed = (*BACKBONES, *FAMILIES)
     if stored.get("model_type") not in allowed:
         raise Refusal(
@@ -171,13 +175,3 @@ def _check_base(model: ModelOptions, stored: dict[str, Any]) -> None:
         raise Refusal(
             "model.exits", f"{model.exits} are not the exits of the family in {model.base}", f"{exits}, or none"
         )
-
-
-def _read_json(key: str, file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Refusal(key, f"{file} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise Refusal(key, f"{file} holds no JSON object")
-    return value

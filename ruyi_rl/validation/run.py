@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from ruyi_rl.config import RunConfig
@@ -12,9 +14,11 @@ from ruyi_rl.data.options import DataOptions
 from ruyi_rl.pipeline import REWARD_TOOLS, TOOLS, TWINS, chain, reads_reward
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.rewards.check import check_reward
+from ruyi_rl.run_folder import StageFolder
 from ruyi_rl.validation.authoring import check_reward_tool
 from ruyi_rl.validation.deepspeed import check_deepspeed
 from ruyi_rl.validation.expansion import families
+from ruyi_rl.validation.guards import check_quality_guards
 from ruyi_rl.validation.known_family import KnownFamily, known_family
 from ruyi_rl.validation.model import CHAT_STAGES, check_chat_template, check_model
 from ruyi_rl.validation.rollout import check_lengths, check_rollout
@@ -27,7 +31,7 @@ from ruyi_rl.validation.training import (
     check_pretrain,
     check_sft,
 )
-from ruyi_rl.validation.values import require
+from ruyi_rl.validation.values import check_secrets, require
 
 ROWS = {**{name: name for name in ("pretrain", "sft", "grpo")}, **TWINS, "compress": "sft", "eval": "grpo"}
 """Stage -> the form in which it reads rows (`check_data`); the others read none."""
@@ -41,6 +45,7 @@ def validate(config: RunConfig) -> None:
     """
     if config.stage.name == "overview":
         return
+    check_secrets(asdict(config))
     check_launch(config)
     if config.stage.name in REWARD_TOOLS:
         check_reward_tool(config)
@@ -50,6 +55,9 @@ def validate(config: RunConfig) -> None:
         return
     stages = chain(config)
     require("num_processes", config.num_processes, config.num_processes >= 1, "1 or more")
+    require("max_skipped_updates", config.max_skipped_updates, config.max_skipped_updates >= 0, "0 or more")
+    minutes = config.watchdog_minutes
+    require("watchdog_minutes", minutes, minutes is None or 0 <= minutes < math.inf, "0 or more; null: no watchdog")
     require("name", config.name, bool(config.name.strip()), "a name that is not blank")
     check_deepspeed(config.deepspeed)
 
@@ -63,6 +71,7 @@ def validate(config: RunConfig) -> None:
     if measuring := [stage for stage in stages if stage in CHAT_STAGES]:
         check_chat_template(config, stages)
         check_evaluation(config.evaluation)
+        check_quality_guards(config, stages)
         last = before[measuring[-1]]
         check_rollout(config.rollout, None if last is None else last.depths, _world_size(config))
         check_lengths(config.rollout, config.grpo.trainer, config.evaluation.max_new_tokens)
@@ -78,7 +87,8 @@ def _check_stage(config: RunConfig, stage: str, family: KnownFamily | None) -> N
     elif kind == "sft":
         check_sft(stage, getattr(config, stage), family)
     elif kind == "grpo":
-        check_grpo(config.grpo, family, _world_size(config), config.rollout.backend)
+        began_on = None if config.fresh else StageFolder(Path(config.run_dir) / stage).began_on()
+        check_grpo(config.grpo, family, began_on or _world_size(config), config.rollout.backend)
         check_aggregation(config.reward, config.grpo)
     elif kind == "eval":
         check_eval(config.eval.exits, family)

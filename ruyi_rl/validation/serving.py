@@ -11,6 +11,7 @@ from pathlib import Path
 from ruyi_rl import ranks
 from ruyi_rl.config import RunConfig
 from ruyi_rl.pipeline import check_stages
+from ruyi_rl.redaction import is_secret
 from ruyi_rl.refusal import Refusal, nearest
 from ruyi_rl.rollout.vllm_version import vllm_problem
 from ruyi_rl.stages.exported import default_exit, export_folder, factored_modules, require_own
@@ -25,6 +26,8 @@ from ruyi_rl.validation.values import require, require_choice, require_exits
 
 SERVE_KEYS = {"model": "serve.exit", "host": "serve.host", "port": "serve.port"}
 """Flag of vLLM's that another key decides -> that key."""
+SERVE_VARIABLES = {"api_key": "the variable VLLM_API_KEY", "hf_token": "the variable HF_TOKEN"}
+"""Flag of vLLM's that is a secret -> where vLLM finds it as well."""
 
 
 def check_launch(config: RunConfig) -> None:
@@ -150,6 +153,9 @@ def _check_server(options: ServeOptions) -> None:
         name = str(key).replace("-", "_")
         if name in SERVE_KEYS:
             raise Refusal(f"serve.engine.{key}", f"{value!r} cannot be set here", f"use {SERVE_KEYS[name]}")
+        if is_secret(name, value):
+            variable = SERVE_VARIABLES.get(name, "a variable of the environment")
+            raise Refusal(f"serve.engine.{key}", "a command shows it to every user of the machine", f"use {variable}")
 
 
 def _check_can_launch(options: ServeOptions) -> None:

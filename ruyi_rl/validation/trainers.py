@@ -26,9 +26,11 @@ DECIDED_ELSEWHERE = {
     "output_dir": "use run_dir",
     "seed": "use seed",
     "data_seed": "use seed",
-    "deepspeed": "use deepspeed=off|zero1|zero2|zero3 and deepspeed.config",
+    "deepspeed": "use deepspeed=off|zero1|zero2|zero3|zero3_offload and deepspeed.config",
     "resume_from_checkpoint": "the same command resumes; fresh=true starts over",
     "local_rank": "the launcher sets it; see num_processes",
+    "trust_remote_code": "a family is made of stock Qwens, which need no code of their own",
+    "model_init_kwargs": "use model.dtype and model.attn_implementation",
 }
 GRPO_DECIDED_ELSEWHERE = {
     "scale_rewards": "use grpo.advantage.scale=group|exit|none|pooled",

@@ -27,6 +27,8 @@ AT_LEAST_ONE = (
 WITHOUT_MEANING = {
     "eval_strategy": ("no", "evaluation.problems and evaluation.samples measure held-out rows"),
     "eval_on_start": (False, "evaluation.problems and evaluation.samples measure held-out rows"),
+    "save_only_model": (False, "false: the same command goes on from a checkpoint, which needs the optimiser's state"),
+    "ignore_data_skip": (False, "false: a resumed run goes on with the rows that the whole run would have had next"),
 }
 """Trainer field -> the one value it can have here, and what to use instead."""
 SFT_WITHOUT_MEANING = WITHOUT_MEANING | {

@@ -52,6 +52,22 @@ def test_the_training_s_time_is_told_by_phase():
     assert "time in" not in shown({**GRPO, "phases": {}}) and "time in" not in shown(GRPO)
 
 
+def test_an_exit_that_was_better_before_the_last_step_is_told_with_its_family():
+    def score(rate, step=None, **more):
+        return {"pass_rate": rate, "standard_error": 0.02, "greedy": rate, **({"step": step} if step else {}), **more}
+
+    held_out = {**GRPO["held_out"], "exits": {"1.7B": score(0.5), "8B": score(0.7)}}
+    best = {
+        "step": 20,
+        "exits": {"1.7B": score(0.62, 10, family="runs/tiny/grpo/best/step-10"), "8B": score(0.7, 20, family="x")},
+        "mean": {"step": 15, "pass_rate": 0.65, "family": None},
+    }
+    said = " ".join(shown({**GRPO, "held_out": held_out, "best": best}).split())
+    assert "1.7B was better at step 10: 62.0 ± 2.0 %, now 50.0 %; kept in runs/tiny/grpo/best/step-10" in said
+    assert "the mean over exits was better at step 15: 65.0 %, now 60.0 %; not kept" in said
+    assert "8B was better" not in said and "was better" not in shown(GRPO)
+
+
 def test_failed_rewards_are_said():
     assert "12 completions could not be scored" in shown({**GRPO, "reward_failures": 12})
 

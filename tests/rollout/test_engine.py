@@ -10,7 +10,7 @@ from transformers import Qwen3Config
 
 from ruyi_rl.family import FamilyConfig
 from ruyi_rl.refusal import Refusal
-from ruyi_rl.rollout.engine import in_process, undisturbed
+from ruyi_rl.rollout.engine import beating, in_process, undisturbed
 from ruyi_rl.rollout.engine_arguments import OWNED, engine_arguments, sampling_arguments
 from ruyi_rl.rollout.engine_memory import GIB, cache_shape
 from ruyi_rl.rollout.options import RolloutOptions
@@ -140,3 +140,15 @@ def test_sampling_in_vllms_words():
     sampling_arguments(Sampling(7, temperature=0), (), 0)
     with pytest.raises(ValueError, match="temperature"):
         sampling_arguments(Sampling(7, temperature=0.005), (), 0)
+
+
+def test_every_step_of_an_engine_beats_and_none_afterwards():
+    class Steps:
+        def step(self):
+            return "outputs"
+
+    engine, beats = Steps(), []
+    with pytest.raises(RuntimeError), beating(engine, lambda: beats.append(1)):
+        assert [engine.step(), engine.step()] == ["outputs"] * 2
+        raise RuntimeError
+    assert engine.step() == "outputs" and len(beats) == 2 and not vars(engine)

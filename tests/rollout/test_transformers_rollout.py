@@ -165,3 +165,15 @@ def test_completions_arrive_batch_by_batch(family, tokenizer, batch_size):
     assert [arrived[place] for place in range(len(requests))] == completions
     assert sum(len(places) for places, _ in seen) == len(requests)
     assert completions == rollout_of(family, tokenizer, batch_size).generate(requests, sampling)
+
+
+def test_every_token_beats_and_draws_stay_the_same(family, tokenizer):
+    beats, requests = [], requests_for("large", PROMPTS)
+    rollout = TransformersRollout(
+        family, tokenizer.pad_token_id, end_token_ids(family, tokenizer), 5, lambda: beats.append(1)
+    )
+    completions = rollout.generate(requests, Sampling(max_new_tokens=9))
+    assert completions == rollout_of(family, tokenizer, 5).generate(requests, Sampling(max_new_tokens=9))
+    order = sorted(range(len(PROMPTS)), key=lambda row: len(PROMPTS[row]))
+    batches = [order[first : first + 5] for first in range(0, len(order), 5)]
+    assert len(beats) == sum(max(len(completions[row].token_ids) for row in batch) for batch in batches)

@@ -288,14 +288,16 @@ def test_the_process_is_left_as_it_was(vllm, tmp_path):
         )
 
     family = new_family("qwen3, separate heads")
+    beats = []
     check_engine_options({}), check_attention(family.config)  # so that all is imported, which sets variables too
     torch.set_num_threads(2)
     random.seed(5), numpy.random.seed(6), torch.manual_seed(7)
     before = state()
-    rollout = VllmRollout(RolloutOptions(), spec_of(family, tmp_path, ["small"]))
+    rollout = VllmRollout(RolloutOptions(), spec_of(family, tmp_path, ["small"]), beat=lambda: beats.append(1))
     assert state() == before
     rollout.update_weights(family)
-    rollout.generate(requests_for(["small"]), SAMPLINGS["all"])
+    completions = rollout.generate(requests_for(["small"]), SAMPLINGS["all"])
+    assert len(beats) >= max(len(completion.token_ids) for completion in completions)  # with every step of the engine
     assert state() == before
     rollout.close()
     assert state() == before

@@ -69,6 +69,9 @@ def main(folder: Path) -> None:
         answers = {}
         for name, size in (("own", 1), ("shared", 2)):
             rollout = VllmRollout(RolloutOptions(tensor_parallel=size), spec)
+            shared = [line for line in Path("/proc/self/maps").read_text().splitlines() if "cpushm_" in line]
+            assert bool(shared) == (size > 1)
+            assert all(line.endswith("(deleted)") for line in shared), "a kill would leave it behind"
             rollout.update_weights(family)
             answers[f"{name}, before"] = compared(rollout, family)
             out = engine(torch.arange(40, 60)[None])

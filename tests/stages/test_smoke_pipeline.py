@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from ruyi_rl.checkpoint_folder import saving_folder
 from ruyi_rl.config import RunConfig, StageOptions
 from ruyi_rl.data.options import DataOptions
 from ruyi_rl.failure import Interrupted, StageFailed
@@ -237,7 +238,8 @@ def test_a_training_killed_in_a_checkpoint_goes_on_from_the_whole_one_before(con
     manifest = folder.manifest()
     manifest.status, manifest.progress = "running", {}
     folder.write_manifest(manifest)
-    (folder.path / "checkpoint-3" / "trainer_state.json").unlink()
+    checkpoint = folder.path / "checkpoint-3"
+    checkpoint.rename(saving_folder(folder.path, 3))
     (folder.path / "model.safetensors").unlink()
     run_stages(found, [])
     assert equal(done, weights(found, "sft"))

@@ -2,9 +2,13 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from transformers import TrainerControl
+from transformers.trainer_callback import CallbackHandler
 
-from ruyi_rl.signals import StopSignal
+from ruyi_rl.heart import Heart
+from ruyi_rl.signals import StepAbandoned, StopSignal
 from ruyi_rl.training.callbacks import (
+    Beats,
     MetricsFile,
     NoLastCheckpoint,
     StopOnSignal,
@@ -68,14 +72,23 @@ def test_other_ranks_write_nothing(tmp_path):
     assert not path.exists() and read_metrics(path) == []
 
 
-def test_a_stop_logs_saves_and_ends_the_training():
+def test_after_a_whole_step_a_stop_saves_and_ends_the_training():
     stop = StopSignal()
     control = SimpleNamespace(should_log=False, should_save=False, should_training_stop=False)
     StopOnSignal(stop).on_step_end(None, state(1), control)
-    assert not (control.should_log or control.should_save or control.should_training_stop)
+    assert not (control.should_save or control.should_training_stop)
     stop.number = 15
     StopOnSignal(stop).on_step_end(None, state(2), control)
-    assert control.should_log and control.should_save and control.should_training_stop
+    assert control.should_save and control.should_training_stop
+    assert not control.should_log  # else the rows of the metrics file would depend on when a signal came
+
+
+def test_in_the_middle_of_a_step_a_stop_abandons_it():
+    stop = StopSignal()
+    StopOnSignal(stop).on_substep_end(None, state(1), None)
+    stop.number = 15
+    with pytest.raises(StepAbandoned):
+        StopOnSignal(stop).on_substep_end(None, state(1), None)
 
 
 @pytest.mark.parametrize(
@@ -96,3 +109,13 @@ def test_the_last_step_writes_no_checkpoint(step, saved):
 def test_a_last_step_that_reuses_rollouts_hides_no_tokens():
     assert last_tokens([{"num_tokens": 5.0}, {"num_tokens": 9.0}, {"loss": 1.0}, {"num_tokens": None}]) == 9
     assert last_tokens([{"loss": 1.0}]) == last_tokens([]) == 0
+
+
+def test_every_micro_step_beats():
+    heart = Heart()
+    control = TrainerControl()
+    handler = CallbackHandler([Beats(heart)], None, None, None, None)
+    for event in ("on_step_begin", "on_substep_end", "on_step_end", "on_save"):
+        heart.beaten = False
+        getattr(handler, event)(None, SimpleNamespace(global_step=7), control)
+        assert heart.beaten and heart.step == 7, event

@@ -52,6 +52,17 @@ def clock(now):
     return PhaseClock(now)
 
 
+def test_every_border_tells_the_phase_that_begins():
+    clock, told = PhaseClock(), []
+    clock.listener = told.append
+    with pytest.raises(KeyError), clock("rollout"):
+        with clock("sync"):
+            clock.turn_to("update")
+        raise KeyError
+    clock.turn_to("other")
+    assert told == ["rollout", "sync", "sync", "rollout", "update", "other"]
+
+
 def test_what_is_in_no_phase_is_other_until_the_clock_is_turned(clock, now):
     now.seconds += 1
     with clock("rollout"):

@@ -1,4 +1,4 @@
-"""One rank of the runs that test_zero.py compares with plain torch."""
+"""One rank of the runs that test_zero.py and scripts/zero_equality.py compare with plain_torch.py."""
 
 import json
 import os
@@ -22,22 +22,21 @@ from ruyi_rl.training.session import enter_deepspeed, leave_deepspeed, release
 from ruyi_rl.training.sft_trainer import FamilySFTTrainer
 from ruyi_rl.training.token_budget import packs_needed
 
-STEPS, RANKS = 5, 2
+STEP = 8  # rows (sft) or prompts (grpo) of an optimiser step, on all ranks
 WEIGHTS = {"small": 0.5, "medium": 1.0, "large": 2.0}
 SAMPLES = 4
-PROMPTS = 4  # of a rank in an optimiser step
 BUDGET = 80
 # Steps large enough for float32 to resolve: plain torch in float32 is 3e-3 away from float64 in a norm's update at
 # 0.05, and 1e-4 at 2. Clipping bounds them.
 LEARNING_RATE = 2.0
 CLIP = 0.5
-SFT_ROWS = 4  # of a micro-batch
+ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 EOS = byte_tokenizer().eos_token_id
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run of five optimiser steps on the same prompts."""
+    """One run on the same rows: five optimiser steps of SGD, or twenty of AdamW."""
 
     exits: tuple[str, ...] = tuple(WEIGHTS)
     accumulation: int = 2
@@ -49,6 +48,14 @@ class Case:
     """Whether the completions that were cut off are left out, so that packs have exits without a token."""
     train_only: str | None = None
     """With `expansion` the exits' new blocks, norms and heads alone are trained."""
+    adamw: bool = False
+    """The trainer's default optimiser, for the losses: its first steps are as long where a gradient is all rounding."""
+    iterations: int = 1
+    """Optimiser steps that learn from the same completions."""
+
+    @property
+    def steps(self) -> int:
+        return 20 if self.adamw else 5
 
 
 CASES = {
@@ -60,6 +67,10 @@ CASES = {
     # here, so that the backward passes of several packs are the trainer's doing alone.
     "one exit": Case(("small",), accumulation=1, budget=BUDGET),
     "two exits": Case(("small", "medium"), accumulation=1, budget=96),
+    "adamw": Case(accumulation=1, adamw=True, iterations=2),
+    "adamw, one exit": Case(("medium",), accumulation=2, adamw=True, iterations=2),
+    "middle exit": Case(("medium",)),
+    **{f"{count} micro-batches": Case(accumulation=count) for count in (1, 4, 8)},
     "expansion": Case(("small", "large"), budget=64, train_only="expansion"),
     "expansion, checkpointing": Case(("small", "large"), budget=64, train_only="expansion", checkpointing=True),
 }
@@ -72,14 +83,14 @@ def sft_rows() -> Dataset:
 
 
 def grpo_rows() -> Dataset:
-    """In one micro-batch of every other step the second rank's prompts are longer by far."""
+    """In one micro-batch of every other step the last rank's prompts are longer by far."""
 
     def prompt(number: int) -> str:
-        step, place = divmod(number, PROMPTS * RANKS)
-        longer = step % 2 == 0 and place >= PROMPTS * 3 // 2
+        step, place = divmod(number, STEP)
+        longer = step % 2 == 0 and place >= STEP * 3 // 4
         return "1+" * (8 * longer + number % 4) + f"{number % 10}="
 
-    return Dataset.from_list([{"prompt": prompt(i)} for i in range(STEPS * PROMPTS * RANKS)])
+    return Dataset.from_list([{"prompt": prompt(i)} for i in range(10 * STEP)])
 
 
 def completion_of(exit: str, prompt_ids: list[int], sample: int) -> list[int]:
@@ -134,13 +145,36 @@ class CountedPacks(FamilyGRPOTrainer):
         return parts
 
 
+def optimiser_fields(case: Case) -> dict:
+    if not case.adamw:
+        return {"optim": "sgd", "learning_rate": LEARNING_RATE}
+    first, second = ADAMW["betas"]
+    return {
+        "learning_rate": ADAMW["lr"],
+        "weight_decay": ADAMW["weight_decay"],
+        "adam_beta1": first,
+        "adam_beta2": second,
+        "adam_epsilon": ADAMW["eps"],
+    }
+
+
+def micro_batch(case: Case) -> int:
+    """Rows or prompts of one rank's micro-batch."""
+    rows, rest = divmod(STEP, int(os.environ["WORLD_SIZE"]) * case.accumulation)
+    assert not rest
+    return rows
+
+
+def family_folder(start: Path, case: Case) -> Path:
+    return start / ("expanded" if case.train_only else "family")
+
+
 def common(folder: Path, deepspeed: dict | None, case: Case) -> dict:
     return {
         "output_dir": str(folder / "out"),
         "gradient_accumulation_steps": case.accumulation,
-        "max_steps": STEPS,
-        "optim": "sgd",
-        "learning_rate": LEARNING_RATE,
+        "max_steps": case.steps,
+        **optimiser_fields(case),
         "lr_scheduler_type": "constant",
         "max_grad_norm": CLIP,
         "logging_steps": 1,
@@ -154,12 +188,12 @@ def common(folder: Path, deepspeed: dict | None, case: Case) -> dict:
     }
 
 
-def sft_trainer(folder: Path, arguments: dict, case: Case) -> FamilySFTTrainer:
+def sft_trainer(family: Path, arguments: dict, case: Case) -> FamilySFTTrainer:
     args = SFTConfig(
-        **arguments, per_device_train_batch_size=SFT_ROWS, max_length=64, train_sampling_strategy="sequential"
+        **arguments, per_device_train_batch_size=micro_batch(case), max_length=64, train_sampling_strategy="sequential"
     )
     return FamilySFTTrainer(
-        model=Family.from_pretrained(folder / "family"),
+        model=Family.from_pretrained(family),
         args=args,
         train_dataset=sft_rows(),
         processing_class=byte_tokenizer(),
@@ -170,18 +204,19 @@ def sft_trainer(folder: Path, arguments: dict, case: Case) -> FamilySFTTrainer:
     )
 
 
-def grpo_trainer(folder: Path, arguments: dict, case: Case) -> CountedPacks:
+def grpo_trainer(family: Path, arguments: dict, case: Case) -> CountedPacks:
     args = GRPOConfig(
         **arguments,
-        per_device_train_batch_size=PROMPTS // case.accumulation * len(case.exits) * SAMPLES,
+        per_device_train_batch_size=micro_batch(case) * len(case.exits) * SAMPLES,
         num_generations=SAMPLES,
         max_completion_length=16,
+        num_iterations=case.iterations,
         beta=case.beta,
         mask_truncated_completions=case.truncated_out,
         shuffle_dataset=False,
     )
     return CountedPacks(
-        model=Family.from_pretrained(folder / "family"),
+        model=Family.from_pretrained(family),
         reward_funcs=reward,
         args=args,
         train_dataset=grpo_rows(),
@@ -204,16 +239,20 @@ def optimised(optimizer) -> int:
     return sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
 
 
-def main(kind: str, mode: str, folder: Path, cases: Sequence[str]) -> None:
-    """Runs the cases one after the other; leaves of each, in a folder of its name, the family and what was logged."""
-    config = deepspeed_config(DeepSpeedOptions(mode=mode), RANKS)
-    for name in cases:
-        case, out = CASES[name], folder / name
+def main(mode: str, start: Path, folder: Path, runs: Sequence[tuple[str, str]]) -> None:
+    """Runs (kind, case) one after the other; leaves of each, in `folder/<kind>/<case>`, the family and what was logged.
+
+    Args:
+        start: folder with the families that they begin with.
+    """
+    config = deepspeed_config(DeepSpeedOptions(mode=mode), int(os.environ["WORLD_SIZE"]))
+    for kind, name in runs:
+        case, out = CASES[name], folder / kind / name
         enter_deepspeed(config)
-        arguments = common(folder, config, case)
-        trainer = sft_trainer(folder, arguments, case) if kind == "sft" else grpo_trainer(folder, arguments, case)
+        arguments, family = common(folder, config, case), family_folder(start, case)
+        trainer = sft_trainer(family, arguments, case) if kind == "sft" else grpo_trainer(family, arguments, case)
         trainer.train()
-        out.mkdir(exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         trainer.save_model(str(out / "trained"))
         if trainer.is_world_process_zero():
             logs = [row for row in trainer.state.log_history if "grad_norm" in row]
@@ -224,4 +263,5 @@ def main(kind: str, mode: str, folder: Path, cases: Sequence[str]) -> None:
         trainer.accelerator.wait_for_everyone()
         release(trainer)
         leave_deepspeed()
-    torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

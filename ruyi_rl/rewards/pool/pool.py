@@ -6,7 +6,7 @@ import os
 import pickle
 import sys
 import weakref
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Self
 
@@ -109,6 +109,10 @@ class RewardPool:
     ) -> Future[Scores]:
         """The same without waiting; what `score` raises of its own, the future raises."""
         return self._submitted(completions, columns, groups).future
+
+    def listen(self, beat: Callable[[], None]) -> None:
+        """Has `beat` called, in another thread, whenever a worker has answered or its samples are to be tried again."""
+        self._scheduler.beat = beat
 
     def close(self) -> None:
         """End all workers and everything they started; calls that are not answered raise RuntimeError."""

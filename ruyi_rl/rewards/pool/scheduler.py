@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -64,6 +65,8 @@ class Scheduler:
         self._patience = 1
         """Samples that must fail in a row until their worker is suspected."""
         self._selector: selectors.BaseSelector | None = None
+        self.beat: Callable[[], None] = lambda: None
+        """Called in its thread whenever a worker has answered, or its samples are to be tried again."""
 
     def submit(self, order: Batch | Future[None]) -> None:
         """Score a batch; of a bare future: start a worker, unless there is one.
@@ -357,6 +360,7 @@ class Scheduler:
         return min(max(0.0, min(deadlines) - time.monotonic()), LONGEST_PAUSE) if deadlines else None
 
     def _settle(self, batch: Batch) -> None:
+        self.beat()
         if batch.finished and batch in self._batches:
             self._batches.remove(batch)
             batch.finish()

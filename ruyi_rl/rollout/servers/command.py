@@ -35,6 +35,8 @@ OWNED = {
     "kv_cache_memory_bytes": "use rollout.kv_cache_gib",
     "weight_transfer_config": "use rollout.transport",
     "disable_log_stats": "the counters show whether a server makes progress",
+    "trust_remote_code": "each exit is a stock Qwen, which needs no code of its own",
+    "hf_token": "servers load nothing from the hub",
     "host": "servers of the run listen on sockets of their own; for others use rollout.addresses",
     "port": "servers of the run listen on sockets of their own; for others use rollout.addresses",
     "uds": "servers of the run listen on sockets of their own; for others use rollout.addresses",

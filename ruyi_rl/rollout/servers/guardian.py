@@ -121,7 +121,10 @@ class EndOfRun:
             if descriptor == self.wake:
                 os.read(self.wake, 4096)
             elif descriptor == sys.stdin.fileno():
-                return os.read(descriptor, 1).decode() or "s"
+                try:
+                    return os.read(descriptor, 1).decode() or "s"
+                except ConnectionResetError:  # a socket whose other end was closed before all was read there
+                    return "s"
             else:
                 return "s"
         return None

@@ -33,6 +33,7 @@ class Pool:
         folders: exit -> folder of its current weights; None where they travel by other means than files, and only
             `VllmServerRollout` can send them.
         report: called with one line when a worker is given up.
+        beat: called whenever a worker has come up, taken weights, answered or moved on.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class Pool:
         workers: Sequence[Worker],
         folders: Mapping[str, Path] | None,
         report: Callable[[str], None],
+        beat: Callable[[], None] = lambda: None,
     ):
+        self._beat = beat
         self.spec, self.options, self.workers, self.folders = spec, options, list(workers), folders
         self.version: str | None = None
         """Of the weights that a worker must hold to be asked."""
@@ -227,6 +230,7 @@ class Pool:
                 found = None if worker.server else await address_problem(client, worker.exit, self.spec, self.folders)
                 if found is None:
                     worker.answers()
+                    self._beat()
                     return
                 problem = found.text
             limit = self.options.start_timeout
@@ -265,6 +269,7 @@ class Pool:
         if found != version:
             raise WorkerFailed(f"it says that it holds the weights {found}, not {version}, which it was just sent")
         worker.version = version
+        self._beat()
 
     async def _serve(self, worker: Worker, client: WorkerClient, work: ExitWork, sampling: Sampling) -> None:
         """Has a worker answer groups of its exit, once it has the current weights."""
@@ -275,7 +280,14 @@ class Pool:
         await self._update(worker, client)
         mates = sum(other.exit == worker.exit for other in self.workers)
         serving = Serving(
-            worker, work, sampling, mates=mates, workers=len(self.workers), options=self.options, spec=self.spec
+            worker,
+            work,
+            sampling,
+            mates=mates,
+            workers=len(self.workers),
+            options=self.options,
+            spec=self.spec,
+            beat=self._beat,
         )
         await serving.run()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from ruyi_rl.rollout.options import RolloutOptions
@@ -25,6 +25,7 @@ class Serving:
     Args:
         mates: workers of the exit, this one among them.
         workers: of all exits.
+        beat: called when the worker has answered, or its counters have moved.
     """
 
     def __init__(
@@ -37,7 +38,9 @@ class Serving:
         workers: int,
         options: RolloutOptions,
         spec: RolloutSpec,
+        beat: Callable[[], None] = lambda: None,
     ):
+        self._beat = beat
         self.worker, self.work, self.sampling, self.mates = worker, work, sampling, mates
         self.workers, self.options, self.spec = workers, options, spec
         self.under_way = 0
@@ -73,6 +76,7 @@ class Serving:
                 if not answered:
                     self.work.waiting.put_nowait(group)
             self.work.answer(group, completions)
+            self._beat()
 
     async def _watch(self, client: WorkerClient) -> None:
         """Fails when requests are under way and nothing has moved for too long."""
@@ -85,6 +89,7 @@ class Serving:
             count = await client.progress(min(2.0, limit / 4))
             if count is not None and count != counted:
                 counted, self.moved = count, time.monotonic()
+                self._beat()
             if time.monotonic() - self.moved > limit:
                 raise WorkerFailed(f"it made no progress for {limit:g} s with {self.under_way} requests under way")
 

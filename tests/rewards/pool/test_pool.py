@@ -39,6 +39,17 @@ def test_more_workers_where_the_work_pays_for_them(pool):
     assert len(set(made.score(["a"] * 40, {"seconds": 0.1}).rewards)) == 3
 
 
+def test_answers_and_samples_that_are_tried_again_beat(pool):
+    source = "import time\ndef one(completions, **kwargs):\n    time.sleep(60 if 'hang' in completions else 0.02)\n"
+    made = pool(source + "    return [1.0] * len(completions)\n", workers=1, timeout=0.3)
+    beats = []
+    made.listen(lambda: beats.append(time.monotonic()))
+    made.score(["a"] * 40, {})
+    answered = len(beats)
+    assert answered > 1
+    assert made.score(["hang"], {}).failures and len(beats) > answered
+
+
 def test_nothing_to_score(pool):
     assert pool("import no_such\ndef one(completions, **kwargs): ...\n").score([], {"answer": []}) == Scores(
         [], seconds=pytest.approx(0, abs=1)

@@ -74,9 +74,14 @@ class FakePool:
         self.script = folder / "script.json"
         self.script.write_text(json.dumps(script or {}))
         self.lines: list[str] = []
+        self.beats: list[float] = []
         settings = RolloutOptions(**{"timeout": 20.0, "start_timeout": 60.0, **options})
         self.rollout = VllmServerRollout(
-            settings, spec_of(self.family, folder), report=self.lines.append, command=self.command
+            settings,
+            spec_of(self.family, folder),
+            report=self.lines.append,
+            command=self.command,
+            beat=lambda: self.beats.append(time.monotonic()),
         )
 
     def command(self, arguments: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,10 @@
+import signal
+import socket
 import subprocess
 import sys
 
 from ruyi_rl.rollout.servers import guardian
+from ruyi_rl.rollout.servers.process import guardian_command
 
 SCRIPT = """
 import sys
@@ -34,3 +37,16 @@ def test_an_engine_that_dies_while_it_is_looked_at_is_missed_at_the_next_patrol(
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == guardian.BROKEN, ended.stderr
     assert "VLLM::EngineCore (999999) died" in ended.stdout
+
+
+def test_a_run_that_dies_with_something_unread_ends_what_it_guards(tmp_path):
+    runs, guards = socket.socketpair()
+    command = [*guardian_command(), "--remove", str(tmp_path / "of the run"), "sleep", "60"]
+    (tmp_path / "of the run").mkdir()
+    process = subprocess.Popen(command, stdin=guards, stderr=subprocess.PIPE, text=True)
+    guards.send(b"never read")
+    guards.close()
+    runs.close()  # the other end is reset, not only closed
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in errors
+    assert not (tmp_path / "of the run").exists()

@@ -151,8 +151,11 @@ def test_slow_is_not_hung(open_pool):
     """An answer takes longer than the limit, but tokens are counted all the time."""
     pool = open_pool({"s0-1": {"slow": 3.0}}, timeout=1.0)
     pool.sync()
+    synced = len(pool.beats)
+    assert synced >= 4  # two servers that came up and took weights
     pool.check(requests_of(("small",), prompts=1))
     assert pool.failures() == 0
+    assert len(pool.beats) - synced >= 4  # not only with the answer
 
 
 def test_a_worker_that_hangs_in_a_sync_is_replaced(open_pool):
