@@ -126,9 +126,7 @@ class StageContext:
         )
 
 
-def execute(
-    work: list[Work], config: RunConfig, overrides: list[str], console: Console, copies: FolderCopies
-) -> None:
+def execute(work: list[Work], config: RunConfig, overrides: list[str], console: Console, copies: FolderCopies) -> None:
     """Runs `work` in order; every rank calls it with the same list.
 
     Raises:

@@ -43,7 +43,11 @@ def launched_command(words: Sequence[str]) -> str:
     typed = _typed(name)
     again = ", in a job like this one (its hosts may have other names)" if "SLURM_JOB_ID" in os.environ else ""
     if typed is not None:
-        on_hosts = f"on each of the {hosts} hosts, as before: " if hosts > 1 and name == TORCHRUN else ""
+        on_hosts = ""
+        if any(word.replace("_", "-").startswith("--node-rank") for word in typed):
+            on_hosts = "on this host, and on the others theirs: "
+        elif hosts > 1 and name == TORCHRUN:
+            on_hosts = f"on each of the {hosts} hosts, as before: "
         return f"{on_hosts}{shlex.join([*typed, *words])}{again}"
     if hosts == 1 and name == TORCHRUN:
         return shlex.join([TORCHRUN, f"--nproc-per-node={here}", "-m", MODULE, *words]) + again

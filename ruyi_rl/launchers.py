@@ -7,10 +7,10 @@ import os
 import signal
 import sys
 
+from ruyi_rl.launcher_command import launcher
+
 LAUNCHER = "RUYI_RL_LAUNCHER"
 """Environment variable of a rank: the process id of the `num_processes=n` command that started it."""
-KNOWN = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
-"""Variables of a rank by which torchrun and DeepSpeed's launcher are known. Both start ranks from their main thread."""
 SET_PARENT_DEATH_SIGNAL = 1  # <sys/prctl.h>
 
 
@@ -18,11 +18,12 @@ def end_with_launcher() -> None:
     """Has the system kill this rank when its launcher ends, however that ends; without a known launcher nothing.
 
     Ranks that outlive a killed launcher would go on training, with nobody to stop them, and hold the run's folder.
-    Linux only. The signal is sent at the end of the *thread* that started this process: hence known launchers alone.
+    Linux only. The signal is sent at the end of the *thread* that started this process: torchrun and DeepSpeed's
+    launcher do that from their main one.
     """
-    if sys.platform != "linux" or not any(name in os.environ for name in KNOWN):
+    if sys.platform != "linux" or launcher() is None:
         return
     ctypes.CDLL(None, use_errno=True).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
     # Had the launcher ended before, no signal would come; whose child an orphan becomes differs between systems.
-    if (launcher := os.environ.get(LAUNCHER)) is not None and os.getppid() != int(launcher):
+    if (ours := os.environ.get(LAUNCHER)) is not None and os.getppid() != int(ours):
         os.kill(os.getpid(), signal.SIGKILL)

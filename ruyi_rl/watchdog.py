@@ -130,7 +130,7 @@ class Watchdog:
 
     def standing(self) -> str:
         """Where every rank stands, on one line: first those that wait for no other, silent for longest."""
-        gone = 2 * self.patience.pulse + self.patience.tick
+        gone = self.patience.grace / 2  # all of which such a rank was waited for
         lines = [told(self.rank, self._pulse(), self._silence.seconds, 0.0)]
         for rank, other in self._others.items():
             lines.append(told(rank, other.pulse, other.silence, other.unheard if other.unheard > gone else 0.0))

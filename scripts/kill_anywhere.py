@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -128,17 +129,19 @@ class Kills:
         result, start = Result(case), time.time()
         folder = self.folder / "runs" / f"{number}-{case.slug}"
         left: list[psutil.Process] = []
+        reached = 0  # by the attempt before
         for attempt in range(times):
             run = self.start(self.command(case, folder), f"{number}-{case.slug}-{attempt}")
             if not wait_for(plan, run.trace, run.running):
                 run.process.wait()
                 break
             phase, step = newest_phase(run.trace), last_step(folder / case.stage)
+            result.redone += steps_again(run.log, reached)
+            reached = step
             left += self.strike(run, how, result)
             result.hits += 1
             shown = plan.label if phase in plan.label else f"{plan.label}: {phase}"
             result.moments.append(f"{how}, {shown}, step {step}")
-            result.redone += max(0, step - newest_checkpoint(folder / case.stage))
             seen, seconds = self.seen[case.name]
             plan = self.moments.next(rest(seen, newest_checkpoint(folder / case.stage) / STEPS), seconds)
         run = self.start(self.command(case, folder), f"{number}-{case.slug}-last")
@@ -146,6 +149,7 @@ class Kills:
             result.problems.append(f"going on ended with {run.process.returncode}: {last_lines(run.log)}")
         else:
             result.problems += differences(folder / case.stage, self.folder / "whole" / case.slug / case.stage)
+        result.redone += steps_again(run.log, reached)
         _, alive = psutil.wait_procs(left, timeout=LEFT_SECONDS)
         result.problems += [f"left behind: {each}" for each in alive]
         result.seconds = time.time() - start - self.seen[case.name][1]
@@ -179,7 +183,8 @@ class Kills:
         if "Traceback" in said:
             result.problems.append(f"a traceback on the console after {how}: {run.log}")
         if self.number != signal.SIGKILL and status != 0:
-            if status != 128 + self.number:
+            # The second signal may come when Python is ending and has no handlers any more.
+            if status != 128 + self.number and (how, status) != ("twice", -self.number):
                 result.problems.append(f"ended with {status} after {how}: {last_lines(run.log)}")
             elif "Go on with: python -m ruyi_rl" not in said and newest_phase(run.trace) != "loading":
                 result.problems.append(f"did not say how to go on after {how}")
@@ -205,6 +210,14 @@ def last_step(stage: Path) -> int:
     """The newest step in the metrics."""
     rows = read_metrics(stage / "metrics.jsonl")
     return rows[-1]["step"] if rows else 0
+
+
+def steps_again(log: Path, reached: int) -> int:
+    """How many of the steps that the attempt before has reached the one of this log has done again."""
+    text = log.read_text(errors="replace")
+    if found := re.search(r"going on from .*checkpoint-(\d+)", text):
+        return max(0, reached - int(found[1]))
+    return reached if "before it starts" in text else 0
 
 
 def newest_checkpoint(stage: Path) -> int:

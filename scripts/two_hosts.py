@@ -94,10 +94,6 @@ class Stand:
         """
         endpoint = [f"--rdzv-endpoint={HOSTS[0]}:29400", "--rdzv-backend=c10d", "--rdzv-id=two-hosts"]
         words = [TORCHRUN, "--nnodes=2", "--nproc-per-node=1", *endpoint, "-m", "ruyi_rl", *self.arguments(name)]
-        folders = {host: self.run_folder(host) for host in HOSTS}
-        if self.variant.folder == "own":
-            for host in HOSTS:
-                hosts[host].own(folders[host], self.work / "runs")
         running = {host: hosts[host].start(words, self.work, self.log(host, name), ENVIRONMENT) for host in HOSTS}
         ending, begin = Ending(), time.monotonic()
         while running and time.monotonic() - begin < self.options.patience:
@@ -130,7 +126,11 @@ class Stand:
 
     def hosts(self) -> LinkedHosts:
         names = (*HOSTS, SERVER) if self.variant.rollout == "vllm_server" else HOSTS
-        return LinkedHosts(names, self.work, name_is_loopback=self.options.name_is_loopback)
+        hosts = LinkedHosts(names, self.work, name_is_loopback=self.options.name_is_loopback)
+        if self.variant.folder == "own":
+            for host in HOSTS:
+                hosts[host].own(self.run_folder(host), self.work / "runs")
+        return hosts
 
     def serve(self, host: Host) -> None:
         """Starts the vLLM server and waits until it answers.
@@ -165,13 +165,10 @@ def check(stand: Stand, console: Console) -> bool:
     """Runs a variant undisturbed, then cut and continued; prints what it saw; returns whether all was as it must be."""
     variant, options = stand.variant, stand.options
     title = f"rollout={variant.rollout}, run folder {variant.folder}"
-    with console.status(f"{title}: undisturbed"), stand.hosts() as hosts:
+    with console.status(title), stand.hosts() as hosts:
         if variant.rollout == "vllm_server":
             stand.serve(hosts[SERVER])
         whole = stand.launch(hosts, "whole")
-    with console.status(f"{title}: cut and continued"), stand.hosts() as hosts:
-        if variant.rollout == "vllm_server":
-            stand.serve(hosts[SERVER])
         cut = stand.launch(hosts, "cut", cut_after=options.steps // 2)
         messages = {host: said(stand.log(host, "cut")) for host in HOSTS}
         hosts.mend(options.cut)

@@ -28,12 +28,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "training")]
 
-import plain_torch  # noqa: E402
-import zero_run  # noqa: E402
-from transformers.utils.logging import disable_progress_bar  # noqa: E402
+import plain_torch
+import zero_run
+from transformers.utils.logging import disable_progress_bar
 
-from ruyi_rl.training.options import ZERO_STAGES  # noqa: E402
-from tests.forked_ranks import run_ranks  # noqa: E402
+from ruyi_rl.training.options import ZERO_STAGES
+from tests.forked_ranks import run_ranks
 
 UPDATE, LOSS = 1e-4, 1e-5
 KINDS = ("sft", "grpo")

@@ -5,8 +5,8 @@
 A family of about 200 M random parameters with three exits is trained by joint SFT on gloo ranks. In the middle of the
 second optimiser step, when the moments are there and the gradients of the first micro-batch are accumulated, each rank
 adds up the tensors that module, engine and optimiser hold. The table has bytes a parameter on rank 0 and their sum
-against `ruyi_rl/training/memory.py`; `process` is what is resident of the process alone, less what was before the family
-was loaded.
+against `ruyi_rl/training/memory.py`; `process` is what is resident of the process alone, less what was before the
+family was loaded.
 
 A mode for which there is not enough free memory is left out, and said so.
 """
@@ -33,14 +33,14 @@ from trl import SFTConfig
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from ruyi_rl.data.tokenizer import byte_tokenizer  # noqa: E402
-from ruyi_rl.family import Family  # noqa: E402
-from ruyi_rl.training.deepspeed import deepspeed_config  # noqa: E402
-from ruyi_rl.training.memory import training_state  # noqa: E402
-from ruyi_rl.training.options import ZERO_STAGES, DeepSpeedOptions  # noqa: E402
-from ruyi_rl.training.session import enter_deepspeed  # noqa: E402
-from ruyi_rl.training.sft_trainer import FamilySFTTrainer  # noqa: E402
-from tests.forked_ranks import end_process, run_ranks  # noqa: E402
+from ruyi_rl.data.tokenizer import byte_tokenizer
+from ruyi_rl.family import Family
+from ruyi_rl.training.deepspeed import deepspeed_config
+from ruyi_rl.training.memory import training_state
+from ruyi_rl.training.options import ZERO_STAGES, DeepSpeedOptions
+from ruyi_rl.training.session import enter_deepspeed
+from ruyi_rl.training.sft_trainer import FamilySFTTrainer
+from tests.forked_ranks import end_process, run_ranks
 
 KINDS = ("weights", "gradients", "masters", "moments")
 LOADING = 8

@@ -12,7 +12,7 @@ from ruyi_rl.heartbeats import connect_to_run
 from ruyi_rl.stuck_launcher import exit_beside_launcher
 from ruyi_rl.watchdog import Patience, Watchdog
 
-LIMIT, GRACE, LAUNCHER_SECONDS = 2.0, 3.0, 3.0
+LIMIT, LAUNCHER_SECONDS = 6.0, 20.0
 
 
 def main(run: Path) -> None:
@@ -25,9 +25,8 @@ def main(run: Path) -> None:
         heart = Heart()
         heart.enter("rollout")
         end = partial(exit_beside_launcher, patience=LAUNCHER_SECONDS)
-        patience = Patience(LIMIT, ranks.world_size(), GRACE)
-        connect = partial(connect_to_run, "watchdog/test")
-        with Watchdog(heart, run, patience, lambda happened: "recorded", ranks.rank(), connect, end):
+        patience, connect = Patience(LIMIT, ranks.world_size()), partial(connect_to_run, "watchdog/test")
+        with Watchdog(heart, run, patience, lambda happened: "recorded", rank=ranks.rank(), connect=connect, end=end):
             while True:
                 torch.distributed.all_reduce(torch.zeros(1))
                 heart.beat()

@@ -98,6 +98,10 @@ def test_a_launcher_whose_line_ends_in_other_arguments_is_not_this_ones(monkeypa
     assert launched_command(["stage=sft"]) == (
         "on each of the 2 hosts, as before: torchrun --nnodes=2 -m ruyi_rl stage=sft"
     )
+    line.insert(3, "--node_rank=1")
+    assert launched_command(["stage=sft"]) == (
+        "on this host, and on the others theirs: torchrun --nnodes=2 --node_rank=1 -m ruyi_rl stage=sft"
+    )
     monkeypatch.setattr(sys, "argv", ["x", "stage=grpo"])
     assert launched_command(["stage=grpo"]).startswith("the same torchrun command on 2 hosts with 1 rank each")
 

@@ -1,4 +1,4 @@
-"""Two hosts as namespaces of this machine: torchrun finds the other host, files are mirrored, and a cut link ends both."""
+"""Two hosts as namespaces of this machine: they find each other, mirror a file, and a cut link ends both."""
 
 import sys
 import time
@@ -13,8 +13,8 @@ from linked_hosts import LinkedHosts, problem
 
 NAMES = ("alpha", "beta")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
-SECONDS = 120.0
-"""For the start, and again from the cut to the end: alone it takes 10 and 15."""
+SECONDS = 180.0
+"""For the start, and again from the cut to the end: alone it takes 10 and 45."""
 
 
 def wait(reached, logs):
@@ -43,7 +43,7 @@ def test_two_hosts_find_each_other_mirror_and_end_when_their_link_is_cut(tmp_pat
     # Each says of both ranks where they stand; beta's torchrun has lost its rendezvous and would wait for 15 minutes.
     for name, other in zip(NAMES, reversed(NAMES)):
         text = logs[name].read_text()
-        line = next(line for line in text.splitlines() if "no progress for 2 s" in line)
+        line = next(line for line in text.splitlines() if "no progress for 6 s" in line)
         for host in (name, other):
             assert f"(host {host})" in line and "in rollout after step 0" in line, line
     assert running["alpha"].returncode == 1

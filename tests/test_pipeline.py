@@ -10,7 +10,7 @@ import pytest
 from ruyi_rl import execution
 from ruyi_rl.config import RunConfig, StageOptions
 from ruyi_rl.failure import Interrupted, StageFailed
-from ruyi_rl.pipeline import chain, run_stages, steps
+from ruyi_rl.pipeline import chain, pending, run_stages, steps
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.rewards import scoring
 from ruyi_rl.rewards.options import RewardFunctionOptions
@@ -430,21 +430,28 @@ def test_the_seconds_of_all_attempts_add_up(stages, config):
     assert 100 <= StageFolder(f"{config().run_dir}/sft").summary()["seconds"] < 160
 
 
-def test_a_checkpoint_of_other_ranks_or_another_zero_mode_is_refused(stages, config, monkeypatch):
+def test_a_training_goes_on_in_another_mode_and_on_ranks_that_can_take_its_steps(stages, config, monkeypatch):
     def fail(context):
         checkpoint(context)
         raise ValueError
 
     stages.act["sft"] = fail
+    found = config("sft")
+    found.sft.trainer["gradient_accumulation_steps"] = 2
     with pytest.raises(StageFailed):
-        run_stages(config("sft"), [])
-    changed = config("sft")
-    changed.deepspeed.mode = "zero3"
-    with pytest.raises(Refusal, match="'auto', not 'zero3'"):
-        run_stages(changed, [])
+        run_stages(found, [])
+    found.deepspeed.mode = "zero3"
+    with pytest.raises(StageFailed):
+        run_stages(found, [])
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(Refusal, match="began on 1 ranks, this run has 4") as refused:
+        pending(steps(found), found)
+    assert refused.value.allowed == "1 or 2 ranks, or fresh=true to start over"
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(Refusal, match="on 1 ranks, this run has 2"):
-        run_stages(config("sft"), [])
+    assert [item.resume for item in pending(steps(found), found)] == [True]
+    found.fresh = True
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert [item.resume for item in pending(steps(found), found)] == [False]
 
 
 def test_start_from_takes_that_family_and_no_stage_before(stages, config, tmp_path):

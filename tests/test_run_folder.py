@@ -99,6 +99,18 @@ def test_checkpoints_of_two_phases_are_work_and_the_second_phases_are_newer(tmp_
     assert f"Safe on disk: {checkpoint.parent.parent}/stage_two/checkpoint-5 (after step 5)" in what_is_safe(folder)
 
 
+def test_the_ranks_of_the_beginning_count_once_a_training_has_begun(tmp_path):
+    folder = StageFolder(tmp_path)
+    assert folder.began_on() is None
+    folder.write_manifest(manifest(world_size=4, progress={"before": {}}))
+    assert folder.began_on() is None
+    folder.write_manifest(manifest(world_size=4, progress={"trained_one": True}))
+    assert folder.began_on() == 4
+    folder.write_manifest(manifest(world_size=4, progress={}))
+    sealed_checkpoint(tmp_path, 3, world_size=2)
+    assert folder.began_on() == 4
+
+
 def test_clear_deletes_a_stage_folder_but_not_strangers_files(tmp_path):
     mine, theirs = StageFolder(tmp_path / "sft"), StageFolder(tmp_path / "home")
     mine.write_manifest(manifest())

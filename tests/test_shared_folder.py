@@ -146,9 +146,7 @@ def test_a_mirror_makes_copies_the_same_and_leaves_out_what_each_rank_writes(tmp
 
 def test_a_folder_that_is_left_out_is_left_out_whole(tmp_path, folders):
     fill(folders[0])
-    run_ranks(
-        f"{__name__}:mirror_everything", [str(each) for each in folders], ("checkpoint-*",), log=tmp_path / "log"
-    )
+    run_ranks(f"{__name__}:mirror_everything", [str(each) for each in folders], ("checkpoint-*",), log=tmp_path / "log")
     assert sorted(contents(folders[1])) == ["empty", "exactly.bin", "model.safetensors"]
 
 

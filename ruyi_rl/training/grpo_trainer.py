@@ -326,6 +326,8 @@ class FamilyGRPOTrainer(GRPOLogs, KeptRollouts, FamilyTrainer, GRPOTrainer):
             states = states_of(rewards)
         else:
             rewards, states = self._collect_rewards(mode, completions, completion_ids_list)
+        # A batch system's signal goes to all processes: a dying program may have judged what was judged after it.
+        self.check_stop()
         self._metrics[mode]["rewards/seconds"].append(time.monotonic() - start)
         self._composed: Composed = compose(rewards, states, self._composition)
         self._rewards = self._composed.columns

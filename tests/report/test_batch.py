@@ -6,6 +6,7 @@ from rich.console import Console
 
 from ruyi_rl.report.batch import Prompts, StepPlan, byte_size, grpo_steps, plan_table, sft_steps
 from ruyi_rl.training.batches import plan_batches
+from ruyi_rl.training.memory import training_state
 from ruyi_rl.training.rows import FamilySampler
 
 
@@ -101,3 +102,9 @@ def test_where_nothing_is_generated_rows_are_sequences():
 @pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (999, "999 B"), (1468736, "1.47 MB"), (34e12, "34 TB")])
 def test_sizes_have_three_digits(size, text):
     assert byte_size(size) == text
+
+
+def test_memory_of_a_rank_names_what_there_is():
+    text = shown(plan(state=training_state("zero2", ranks=8, trained=1_000_000_000, frozen=0, bits16=True)))
+    assert "memory of a rank 3.75 GB weights 2 GB, gradients 250 MB, float32 masters 500 MB, AdamW 1 GB;" in text
+    assert "masters" not in shown(plan(state=training_state("off", ranks=1, trained=1000, frozen=0, bits16=True)))

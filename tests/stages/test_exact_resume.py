@@ -120,7 +120,7 @@ def stop_once(monkeypatch, place, call):
         ("sft", "on_step_end", 4, 4),  # between two logs
         ("grpo", "on_substep_end", 2, 1),  # in the middle of rollouts
         ("grpo", "on_step_end", 2, 2),
-        ("grpo", "check", 6, 4),  # after the first rollouts, four micro-steps, and the second rollouts
+        ("grpo", "check", 7, 4),  # first rollouts, their rewards, four micro-steps, second rollouts
     ],
 )
 def test_a_training_stopped_anywhere_ends_as_if_nothing_had_happened(

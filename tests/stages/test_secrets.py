@@ -45,7 +45,15 @@ def command(tmp_path, monkeypatch):
     url = f"'https://me:{SECRETS['url']}@judge.example/v1?api_key={SECRETS['kwarg']}'"
     kwargs = f"{{api_key: {SECRETS['kwarg']}, headers: {headers}, url: {url}}}"
     return [
-        *("name=x", "stages=[init,grpo]", "data=rows", "data.path=rows.jsonl", "data.holdout=8", "data.test=null", "rollout=transformers"),
+        *(
+            "name=x",
+            "stages=[init,grpo]",
+            "data=rows",
+            "data.path=rows.jsonl",
+            "data.holdout=8",
+            "data.test=null",
+            "rollout=transformers",
+        ),
         *(f"model.scratch={{num_hidden_layers: 2, {SHAPE}}}", "model.exits={small: 0, large: 1}"),
         *(f"grpo.trainer={TRAINER}", f"grpo.trainer.hub_token={SECRETS['token']}"),
         f"reward.functions={{leaky: {{path: leaky.py, kwargs: {kwargs}, max_failure_share: 1.0, workers: 1}}}}",

@@ -390,7 +390,7 @@ def test_two_ranks_share_one_run(config, mode, start):
 
 
 @pytest.mark.slow
-def test_two_ranks_stop_at_the_same_step(config):
+def test_two_ranks_stop_at_the_same_step(config, monkeypatch):
     found = config("sft")
     found.sft.trainer["max_steps"] = 2000
     found.deepspeed.mode = "zero2"
@@ -405,7 +405,8 @@ def test_two_ranks_stop_at_the_same_step(config):
     assert folder.manifest().status == "interrupted", shown
     step = int(folder.checkpoints()[-1].name.removeprefix("checkpoint-"))
     assert step >= 3 and read_metrics(metrics)[-1]["step"] == step
-    # One rank cannot go on with it: the batches, and the shards of the optimiser, are those of two.
-    with pytest.raises(Refusal, match="on 2 ranks, this run has 1"):
+    # Its steps are two micro-batches, which three ranks cannot divide.
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(Refusal, match="began on 2 ranks, this run has 3"):
         run_stages(found, [])
     shutil.rmtree(metrics.parent)

@@ -67,6 +67,7 @@ def build(case: Case, folder: Path, config: dict | None, **changes):
         "lr_scheduler_type": "linear",
         "max_grad_norm": case.clip,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": True,

@@ -16,6 +16,7 @@ from ruyi_rl import ranks
 from ruyi_rl.data.tokenizer import byte_tokenizer
 from ruyi_rl.family import Family
 from ruyi_rl.training.arguments import trainer_arguments
+from ruyi_rl.training.callbacks import NoLastCheckpoint
 from ruyi_rl.training.deepspeed import deepspeed_config
 from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
 from ruyi_rl.training.options import DeepSpeedOptions
@@ -37,7 +38,7 @@ COMMON = {
 """A warm-up that is under way at the checkpoint, parameters with decay and without, clipping."""
 SFT = {"per_device_train_batch_size": 2, "max_length": 64}
 GRPO = {
-    "per_device_train_batch_size": 3 * zero_run.SAMPLES,
+    "per_device_train_batch_size": 2 * zero_run.SAMPLES,  # of two exits
     "num_generations": zero_run.SAMPLES,
     "max_completion_length": 16,
     "beta": 0.04,
@@ -141,7 +142,8 @@ def main(start: Path, legs: Sequence[Leg]) -> None:
         checkpoint = None if leg.goes_on is None else start / leg.goes_on / "out" / f"checkpoint-{STOP}"
         if checkpoint is not None and ranks.rank() == 0:
             (folder / "changes.json").write_text(json.dumps(trainer.changes(checkpoint)))
-        trainer.add_callback(LeaveStates(trainer, folder))
+        for callback in (LeaveStates(trainer, folder), NoLastCheckpoint()):
+            trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         trainer.accelerator.wait_for_everyone()
         release(trainer)

@@ -16,7 +16,7 @@ from tests.forked_ranks import run_ranks
 FLOAT32, BFLOAT16 = 5e-5, 5e-2
 """How far weights may be apart after the further steps, relative to what these have moved them by.
 
-Measured: at most 7e-6 in float32, and 7e-3 where the engine computes in bfloat16.
+Measured: at most 8e-6 in float32, and 7e-3 where the engine computes in bfloat16.
 """
 # Without DeepSpeed first: a process that has used it once is never without it again.
 UNINTERRUPTED = {
@@ -58,7 +58,7 @@ def runs(tmp_path_factory) -> Path:
         vocab_size=len(tokenizer),
         hidden_size=24,
         intermediate_size=40,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=10,  # norms of an odd number of elements by rank, which are filled up
@@ -66,7 +66,7 @@ def runs(tmp_path_factory) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         initializer_range=0.1,
     )
-    Family.from_scratch(backbone, {"small": 0, "medium": 1, "large": 2}).save_pretrained(folder / "family")
+    Family.from_scratch(backbone, {"small": 0, "large": 1}).save_pretrained(folder / "family")
     for kind, plan in (("uninterrupted", UNINTERRUPTED), ("continued", CONTINUED)):
         for ranks, legs in plan.items():
             run_ranks("resharding_run:main", folder, legs, ranks=ranks, log=folder / f"log-{kind}-{ranks}")

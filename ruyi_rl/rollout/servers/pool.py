@@ -242,6 +242,8 @@ class Pool:
                         f"no worker of the exit {worker.exit} is left: {worker.name} was given up {limit:g} s ago, and "
                         f"{problem}. Failures of this run:\n{self._losses.summary()}"
                     )
+            else:
+                self._beat()  # a start has a limit of its own
             await asyncio.sleep(PATROL_SECONDS)
 
     async def _update(self, worker: Worker, client: WorkerClient) -> None:
