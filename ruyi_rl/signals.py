@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,9 @@ from typing import Any, Self
 CAUGHT = (signal.SIGINT, signal.SIGTERM)
 REPEAT_SECONDS = 1.0
 """Two signals this close are one: a launcher forwards the Ctrl-C that the terminal has sent to every process."""
+
+RAISE_SECONDS = 0.05
+"""After which a stop that a finaliser has swallowed is tried again."""
 
 
 class StopNow(KeyboardInterrupt):
@@ -37,6 +41,7 @@ class StopSignal:
         """The signal that was received, on this rank or, once ranks have agreed, on any."""
         self._gentle = False
         self._time = 0.0
+        self._lost = False
         self._previous: dict[int, Any] = {}
 
     @property
@@ -52,11 +57,14 @@ class StopSignal:
         if threading.current_thread() is threading.main_thread():
             for number in CAUGHT:
                 self._previous[number] = signal.signal(number, self._receive)
+            self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._previous:
+            sys.unraisablehook = self._hook
         self._previous.clear()
 
     def gently(self) -> _Gently:
@@ -74,8 +82,9 @@ class StopSignal:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         first = self.number is None
-        if not first and now - self._time < REPEAT_SECONDS:
+        if not first and now - self._time < REPEAT_SECONDS and not self._lost:
             return
+        self._lost = False
         if first:
             self.number, self._time = number, now
         if first and self._gentle:
@@ -84,6 +93,15 @@ class StopSignal:
             )
             return
         raise StopNow(signal.Signals(number).name)
+
+    def _unraisable(self, unraisable: Any) -> None:
+        """A finaliser cannot be left by an exception: what was raised in one is raised again a moment later."""
+        if unraisable.exc_type is not StopNow:
+            return self._hook(unraisable)
+        self._lost = True
+        main, number = threading.main_thread().ident, self.number or signal.SIGINT
+        threading.Timer(RAISE_SECONDS, signal.pthread_kill, (main, number)).start()
+        return None
 
 
 class _Gently:

@@ -6,7 +6,8 @@ Joint SFT and GRPO of a four-layer family with three exits, in float32 on gloo r
 tests/training/plain_torch.py: stock branches and torch.optim on one process, without trainer, TRL and family forward.
 
   * updates: five steps of SGD with clipping, each of two micro-batches. The largest, over all parameters, of
-    ‖update - plain torch's‖ / ‖plain torch's‖.
+    ‖update - plain torch's‖ / ‖plain torch's‖, and over all steps of the gradient norm's relative error before it is
+    clipped, which hides a wrong scale.
   * losses: twenty steps of AdamW, in GRPO two on each batch of completions. The largest difference of an exit's loss
     or KL at any step.
   * layouts: the same eight rows (prompts) a step as micro-batch × accumulation × ranks; updates as above.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import logging
 import sys
 import tempfile
@@ -63,7 +65,7 @@ class Comparison:
         case, folder = zero_run.CASES[name], self.folder / kind / name
         expected = self.expected(kind, name)
         return Found(
-            max(plain_torch.update_errors(folder, self.start, case, expected).values()),
+            max(*plain_torch.update_errors(folder, self.start, case, expected).values(), norm_error(folder, expected)),
             max(plain_torch.loss_errors(folder, kind, case, expected).values()),
         )
 
@@ -81,6 +83,12 @@ class Comparison:
             updates = [self.found(kind, name).update for kind in KINDS]
             layout = f"{zero_run.STEP // self.ranks // count} × {count} × {self.ranks}"
             yield [self.mode, layout, *(f"{update:.1e}" for update in updates)], max(updates) <= UPDATE
+
+
+def norm_error(folder: Path, expected: plain_torch.Descent) -> float:
+    """Largest relative error of a step's gradient norm, before clipping."""
+    norms = [row["grad_norm"] for row in json.loads((folder / "logs.json").read_text())]
+    return max(abs(norm / wanted - 1) for norm, wanted in zip(norms, expected.norms, strict=True))
 
 
 def main() -> int:

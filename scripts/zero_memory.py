@@ -71,8 +71,11 @@ def write_family(folder: Path, layers: int, bits16: bool) -> int:
 def rank(mode: str, bits16: bool, family: Path, folder: Path) -> None:
     """One rank: two optimiser steps; writes what it held in the second."""
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)  # else most of what is resident is freed
-    before = resident()
-    config = deepspeed_config(DeepSpeedOptions(mode=mode), int(os.environ["WORLD_SIZE"]))
+    before, ranks = resident(), int(os.environ["WORLD_SIZE"])
+    if ranks == 1:
+        for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):  # a run on one rank has no launcher, and no DDP
+            del os.environ[name]
+    config = deepspeed_config(DeepSpeedOptions(mode=mode), ranks)
     enter_deepspeed(config)
     args = SFTConfig(
         output_dir=str(folder / "out"),
@@ -97,7 +100,7 @@ def rank(mode: str, bits16: bool, family: Path, folder: Path) -> None:
         processing_class=byte_tokenizer(),
     )
     del loaded
-    trainer.add_callback(InSecondStep(trainer, before, folder / f"rank-{os.environ['RANK']}.json"))
+    trainer.add_callback(InSecondStep(trainer, before, folder / f"rank-{os.environ.get('RANK', '0')}.json"))
     trainer.train()
     torch.distributed.destroy_process_group() if torch.distributed.is_initialized() else None
     end_process()

@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -62,3 +63,18 @@ def test_an_error_in_a_training_is_not_replaced_by_the_stop():
     with StopSignal() as stop, pytest.raises(ValueError, match="real cause"), stop.gently():
         send(signal.SIGTERM)
         raise ValueError("real cause")
+
+
+class StopsInFinaliser:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+
+def test_a_stop_that_a_finaliser_swallows_is_tried_again(capfd):
+    hook = sys.unraisablehook
+    with pytest.raises(StopNow), StopSignal() as stop:
+        StopsInFinaliser()
+        time.sleep(10)
+    assert stop.status == 143 and sys.unraisablehook is hook
+    assert "Traceback" not in capfd.readouterr().err
