@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.rollout.weights import branch_layout
@@ -19,6 +23,10 @@ if TYPE_CHECKING:
 
 SHARED_MEMORY = Path("/dev/shm")
 PREFIX = "ruyi-rollout-"
+HELD = ".held"
+"""File in a folder, locked for as long as the run lives."""
+YOUNG_SECONDS = 60
+"""Age below which a folder without that file is being made."""
 GIB = 2**30
 
 
@@ -32,14 +40,18 @@ class Exchange:
     """Exit -> folder of its `config.json` and weights."""
     folders: tuple[Path, ...]
     """Everything that `close` removes."""
+    locks: tuple[IO[str], ...] = ()
+    """Say that the folders are in use; the system lets go of them however the process ends."""
 
     def close(self) -> None:
         for folder in self.folders:
             shutil.rmtree(folder, ignore_errors=True)
+        for lock in self.locks:
+            lock.close()
 
 
 def open_exchange(chosen: str | None, exits: Sequence[str], needed: int) -> Exchange:
-    """Makes the folders.
+    """Makes the folders, and removes from shared memory those of runs that were killed with all that watched over them.
 
     Args:
         chosen: `rollout.exchange`; None: shared memory, or the folder for temporary files where that has no room.
@@ -49,14 +61,17 @@ def open_exchange(chosen: str | None, exits: Sequence[str], needed: int) -> Exch
         Refusal: no room, or a folder that cannot be written.
     """
     local = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
+    remove_abandoned(SHARED_MEMORY)
     place = room_for(chosen, needed)
     sockets = private_folder(local)
     weights = sockets if place == local else private_folder(place)
     names = {exit: f"{number}-{file_name(exit)}" for number, exit in enumerate(exits)}
+    folders = tuple(dict.fromkeys((sockets, weights)))
     return Exchange(
         sockets,
         {exit: weights / name for exit, name in names.items()},
-        tuple(dict.fromkeys((sockets, weights))),
+        folders,
+        tuple(locked_file(folder) for folder in folders),
     )
 
 
@@ -123,6 +138,42 @@ def private_folder(place: Path) -> Path:
         raise Refusal(
             "rollout.exchange", f"cannot write in {place}: {error.strerror}", "a folder that can be written"
         ) from None
+
+
+def locked_file(folder: Path) -> IO[str]:
+    """The locked file that says that the folder is in use; processes that this one starts do not hold it."""
+    file = open(folder / HELD, "w")  # noqa: SIM115 - closed with the exchange
+    with suppress(OSError):  # some network file systems have no locks; nothing is removed there
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def remove_abandoned(place: Path) -> list[Path]:
+    """Removes the folders of this user's runs that nobody holds any more; returns them.
+
+    To be called for a place on this machine only: a lock on a network file system may not be seen by other hosts.
+    """
+    removed = []
+    for folder in place.glob(f"{PREFIX}*"):
+        try:
+            if folder.stat().st_uid != os.geteuid() or _held(folder):
+                continue
+        except OSError:  # it went meanwhile
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        removed.append(folder)
+    return removed
+
+
+def _held(folder: Path) -> bool:
+    if not (folder / HELD).exists():
+        return time.time() - folder.stat().st_mtime < YOUNG_SECONDS
+    with open(folder / HELD) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def branch_bytes(spec: RolloutSpec, exit: str) -> int:

@@ -1,4 +1,9 @@
+import multiprocessing
+import os
 import stat
+import tempfile
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +24,32 @@ def test_folders_are_private_and_go(tmp_path):
     assert len(str(opened.sockets)) < 40
     opened.close()
     assert not any(folder.exists() for folder in opened.folders) and tmp_path.exists()
+
+
+def hold_until_killed(place, ready):
+    opened = exchange.open_exchange(place, ["a"], needed=1)
+    ready.send([str(folder) for folder in opened.folders])
+    time.sleep(60)
+
+
+def test_what_a_killed_run_left_goes_and_what_a_living_one_holds_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(exchange, "SHARED_MEMORY", tmp_path)
+    context = multiprocessing.get_context("fork")
+    left, right = context.Pipe()
+    other = context.Process(target=hold_until_killed, args=(str(tmp_path), right))
+    other.start()
+    held = [Path(folder) for folder in left.recv()]
+    being_made, strangers = Path(tempfile.mkdtemp(prefix=exchange.PREFIX, dir=tmp_path)), tmp_path / "other"
+    strangers.mkdir()
+    assert exchange.remove_abandoned(tmp_path) == []
+    other.kill()
+    other.join()
+    assert sorted(exchange.remove_abandoned(tmp_path)) == sorted(held)
+    assert not any(folder.exists() for folder in held) and being_made.exists() and strangers.exists()
+    os.utime(being_made, (0, 0))
+    opened = exchange.open_exchange(str(tmp_path), ["a"], needed=1)
+    assert not being_made.exists() and all(folder.exists() for folder in opened.folders)
+    opened.close()
 
 
 def test_a_chosen_folder_must_be_there_and_writable(tmp_path):
