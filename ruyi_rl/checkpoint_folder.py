@@ -76,7 +76,7 @@ def write_seal(folder: Path, seal: Seal) -> None:
     """Writes the seal and flushes the folders, whose entries a power cut could lose otherwise."""
     path = folder / SEAL
     with open(path, "w") as file:
-        file.write(json.dumps(asdict(seal), indent=1) + "\n")
+        file.write(json.dumps(asdict(seal) | {"crc32": _seal_sum(seal)}, indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())
     for directory in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
@@ -101,11 +101,13 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def read_seal(checkpoint: Path) -> Seal | None:
-    """The seal; None where there is none, or none that can be read."""
+    """The seal; None where there is none, or none that is as it was written."""
     try:
         stored = json.loads((checkpoint / SEAL).read_text())
         files = {name: FileSum(**file) for name, file in stored.pop("files").items()}
-        return Seal(**stored, files=files)
+        expected = stored.pop("crc32")
+        seal = Seal(**stored, files=files)
+        return seal if _seal_sum(seal) == expected else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -132,7 +134,9 @@ def problem(checkpoint: Path, part: int = 0, parts: int = 1) -> str | None:
     """
     seal = read_seal(checkpoint)
     if seal is None:
-        return f"{SEAL} is missing or cannot be read"
+        return f"{SEAL} is missing or not what was written"
+    if checkpoint.name != f"{PREFIX}{seal.step}":
+        return f"{SEAL} is of step {seal.step}"
     if wrong := _size_problem(checkpoint, seal):
         return wrong
     for name in share(seal.files, part, parts):
@@ -166,6 +170,10 @@ def flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _seal_sum(seal: Seal) -> int:
+    return zlib.crc32(json.dumps(asdict(seal), sort_keys=True).encode())
 
 
 def _size_problem(checkpoint: Path, seal: Seal) -> str | None:

@@ -44,6 +44,11 @@ class Patience:
     world_size: int = 1
 
     @property
+    def stuck(self) -> float:
+        """For a process in which no Python runs at all; longer than the watchdog itself takes for everything."""
+        return max(STUCK_INTERPRETER * self.limit, self.limit + 6 * self.grace)
+
+    @property
     def tick(self) -> float:
         """Between two looks."""
         return min(1.0, self.limit / 10)
@@ -174,7 +179,7 @@ class Watchdog:
     def _rearm(self) -> None:
         """Should no Python run any more in this process, this ends it from without."""
         self._rearmed = 0.0
-        faulthandler.dump_traceback_later(STUCK_INTERPRETER * self.patience.limit, exit=True, file=2)
+        faulthandler.dump_traceback_later(self.patience.stuck, exit=True, file=2)
 
     def _last_words(self) -> None:
         """May hang: on a full pipe, a dead disk, a cut link."""

@@ -71,12 +71,27 @@ def test_every_flipped_bit_and_every_cut_is_found_by_some_part(tmp_path, name, p
     assert f"{name} cannot be read: No such file or directory" in problems()
 
 
+def test_every_flipped_bit_of_the_seal_is_found(tmp_path):
+    checkpoint = sealed_checkpoint(tmp_path, 1)
+    seal, path = read_seal(checkpoint), checkpoint / "checkpoint.json"
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        # A space may become another one, which changes nothing.
+        assert problem(checkpoint) is not None or read_seal(checkpoint) == seal
+    path.write_bytes(whole)
+    checkpoint.rename(tmp_path / "checkpoint-9")
+    assert problem(tmp_path / "checkpoint-9") == "checkpoint.json is of step 1" and not complete_checkpoints(tmp_path)
+
+
 def test_without_its_seal_a_checkpoint_is_broken(tmp_path):
     checkpoint = sealed_checkpoint(tmp_path, 1)
     for content in ("", "[]", '{"step": 1}', '{"step": 1, "world_size": 1, "deepspeed": "off", "files": {"a": 3}}'):
         (checkpoint / "checkpoint.json").write_text(content)
-        assert problem(checkpoint) == "checkpoint.json is missing or cannot be read"
-    assert problem(tmp_path / "checkpoint-2") == "checkpoint.json is missing or cannot be read"
+        assert problem(checkpoint) == "checkpoint.json is missing or not what was written"
+    assert problem(tmp_path / "checkpoint-2") == "checkpoint.json is missing or not what was written"
 
 
 def test_parts_are_each_file_once():

@@ -162,7 +162,8 @@ def newest_whole(folder: Path, copies: FolderCopies, say: Callable[[str], None])
     """
     if copies.keeps and folder.is_dir():
         remove_unfinished(folder)
-    for step in _steps(folder):
+    steps = _steps(folder)
+    for step in steps:
         checkpoint = folder / f"{PREFIX}{step}"
         problems = [found for found in ranks.gathered(problem(checkpoint, *_part(copies))) if found]
         if not problems:
@@ -170,6 +171,8 @@ def newest_whole(folder: Path, copies: FolderCopies, say: Callable[[str], None])
         if copies.keeps and checkpoint.is_dir():
             set_aside(checkpoint)
         say(f"{checkpoint} is broken and was set aside as broken-{checkpoint.name}: {problems[0]}")
+    if steps:
+        say(f"no checkpoint in {folder} is whole: this training starts over from its beginning")
     return None
 
 

@@ -198,8 +198,8 @@ def too_many(update: SkippedUpdate, steps: Sequence[int], allowed: int, folder: 
     """The message that ends a run."""
     those = f"the update of step {steps[0]} was" if len(steps) == 1 else f"the updates of steps {listed(steps)} were"
     return (
-        f"{those} not finite, and max_skipped_updates={allowed}. The last one: {update.reason()}. Weights and "
-        f"optimiser are as they were before step {steps[0]}. The rows are in {folder}, step-N-rank-R.json: where "
+        f"{those} not finite, and max_skipped_updates={allowed}. The last one: {update.reason()}. Nothing of "
+        f"them has reached weights or optimiser. The rows are in {folder}, step-N-rank-R.json: where "
         "always the same ones do it, look at these. Otherwise try a lower learning_rate (it was "
         f"{update.learning_rate:.3g}) or max_grad_norm (it is {max_grad_norm:g}) in the stage's trainer block; that is "
         "another run, which takes the weights of a checkpoint with start_from=<checkpoint> and another name"

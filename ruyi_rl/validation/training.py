@@ -23,10 +23,13 @@ AT_LEAST_ONE = (
     "steps_per_generation",
     "generation_batch_size",
     "num_iterations",
+    "save_total_limit",
 )
 WITHOUT_MEANING = {
     "eval_strategy": ("no", "evaluation.problems and evaluation.samples measure held-out rows"),
     "eval_on_start": (False, "evaluation.problems and evaluation.samples measure held-out rows"),
+    "load_best_model_at_end": (False, "evaluation.every with keep_best=exit|mean"),
+    "push_to_hub": (False, "stage=export, and a push of what it has written"),
     "save_only_model": (False, "false: the same command goes on from a checkpoint, which needs the optimiser's state"),
     "ignore_data_skip": (False, "false: a resumed run goes on with the rows that the whole run would have had next"),
 }
@@ -43,6 +46,7 @@ GRPO_WITHOUT_MEANING = WITHOUT_MEANING | {
     "use_transformers_paged": (False, "rollout=transformers and rollout.batch_size, or rollout=vllm"),
     "generation_kwargs": (None, "temperature, top_p, top_k, min_p and repetition_penalty of grpo.trainer"),
 }
+STEPS_OR_SHARE = ("save_steps", "logging_steps")
 NOT_NEGATIVE = ("learning_rate", "weight_decay", "warmup_steps", "beta", "epsilon", "max_grad_norm")
 
 
@@ -262,6 +266,10 @@ def check_numbers(block: str, trainer: Mapping[str, Any]) -> None:
             require(f"{block}.{name}", value, value >= 1, "1 or more")
         if name in NOT_NEGATIVE:
             require(f"{block}.{name}", value, value >= 0, "0 or more")
+        if name in STEPS_OR_SHARE:
+            require(f"{block}.{name}", value, value > 0, "a number of steps, or below 1 a share of all steps")
+        if name == "max_steps":
+            require(f"{block}.{name}", value, value >= 1 or value == -1, "1 or more; -1: as many as the epochs have")
     if trainer.get("bf16") and trainer.get("fp16"):
         raise Refusal(f"{block}.fp16", "stands beside bf16", "one of the two")
 
