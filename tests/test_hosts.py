@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,10 @@ def agreed(folders, seed=1, other_seed=1, fresh=False):
         try:
             found = hosts.agree(copies, run, found, fresh)
             manifests = {step.stage: getattr(step.folder.manifest(), "status", None) for step in steps(run, seed)}
-            print(f"rank {ranks.rank()}: {[step.decided_by['seed'] for step in found]} {manifests}")
+            # In one piece: ranks write into one file.
+            sys.stdout.write(f"rank {ranks.rank()}: {[step.decided_by['seed'] for step in found]} {manifests}\n")
         except Refusal as refusal:
-            print(f"rank {ranks.rank()}: refused: {refusal}")
+            sys.stdout.write(f"rank {ranks.rank()}: refused: {refusal}\n")
 
 
 def steps(run, seed=1):

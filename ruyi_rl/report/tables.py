@@ -205,7 +205,7 @@ def better_before(summary: Mapping[str, Any]) -> list[str]:
     for name, now, each in compared:
         if each["step"] != best["step"] and each["pass_rate"] > now:
             shown = rate(each["pass_rate"], each.get("standard_error"))
-            place = f"kept in {each['family']}" if each["family"] else "not kept (keep_best=exit or mean keeps it)"
+            place = f"kept in {each['family']}" if each["family"] else "not kept (keep_best=exit keeps it)"
             lines.append(f"{name} was better at step {each['step']}: {shown}, now {percent(now)}; {place}")
     return lines
 

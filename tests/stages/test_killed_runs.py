@@ -98,7 +98,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been(config, differences, tmp_path, 
     folder = StageFolder(Path(run.run_dir) / stage)
     for moment, visit, victims, kept in kills:
         started(run, tmp_path, ranks, moment, visit, victims)
-        assert folder.manifest().status == "running"
+        # A rank that lives on may have had the time to say that it has lost another.
+        assert folder.manifest().status in (("running",) if len(victims) == ranks else ("running", "failed"))
         assert [path.name for path in complete_checkpoints(folder.path)][-1] == f"checkpoint-{kept}"
     assert "going on from" in started(run, tmp_path, ranks)
     assert not differences(folder.path, Path(whole.run_dir) / stage)
