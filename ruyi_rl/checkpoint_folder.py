@@ -11,9 +11,10 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 SEAL = "checkpoint.json"
 PREFIX = "checkpoint-"
@@ -63,7 +64,7 @@ def file_sum(path: Path) -> FileSum:
     """
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
-        return _sum(file)
+        return _sum(file, lambda: None)
 
 
 def files_of(folder: Path) -> list[str]:
@@ -126,11 +127,12 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(whole)]
 
 
-def problem(checkpoint: Path, part: int = 0, parts: int = 1) -> str | None:
+def problem(checkpoint: Path, part: int = 0, parts: int = 1, beat: Callable[[], None] = lambda: None) -> str | None:
     """What is wrong with a checkpoint: no seal, a file that is missing, cut or changed; None where nothing is.
 
     Args:
         part, parts: read only this share of the files, so that several processes check one checkpoint.
+        beat: called after each piece of a file.
     """
     seal = read_seal(checkpoint)
     if seal is None:
@@ -142,7 +144,7 @@ def problem(checkpoint: Path, part: int = 0, parts: int = 1) -> str | None:
     for name in share(seal.files, part, parts):
         try:
             with open(checkpoint / name, "rb") as file:
-                found = _sum(file)
+                found = _sum(file, beat)
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
         if found != seal.files[name]:
@@ -161,6 +163,15 @@ def set_aside(checkpoint: Path) -> Path:
     shutil.rmtree(place, ignore_errors=True)
     os.rename(checkpoint, place)
     return place
+
+
+def flush_files(folder: Path) -> None:
+    """Flushes the files of a folder, not of those inside it, and its entries to the disk."""
+    for path in folder.iterdir():
+        if path.is_file():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+    flush_folder(folder)
 
 
 def flush_folder(folder: Path) -> None:
@@ -187,8 +198,9 @@ def _size_problem(checkpoint: Path, seal: Seal) -> str | None:
     return None
 
 
-def _sum(file) -> FileSum:
+def _sum(file: BinaryIO, beat: Callable[[], None]) -> FileSum:
     crc = length = 0
     while chunk := file.read(CHUNK):
         crc, length = zlib.crc32(chunk, crc), length + len(chunk)
+        beat()
     return FileSum(length, crc)

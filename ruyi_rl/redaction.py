@@ -14,7 +14,7 @@ SHORTEST = 4
 """Characters of the shortest secret that is looked for inside other texts: a shorter one is a part of many words."""
 CREDENTIAL = re.compile(
     r"(^|_)(passwords?|passwd|passphrase|secrets?|credentials?|authori[sz]ation|cookie|bearer|webhook(_url)?"
-    r"|api_?keys?|(access|private|auth|account)_key(_id)?)(_|$)"
+    r"|api_?keys?|(openai|secret|hub|access|private|auth|account)_key(_id)?)(_|$)"
 )
 TOKEN = re.compile(r"(^|_)token$")
 OF_TEXT = re.compile(
@@ -66,6 +66,8 @@ class Redaction:
     def of(cls, config: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Redaction:
         """Knows the secrets of a configuration (nested dicts) and of the environment."""
         found = {value for name, value in environment.items() if is_secret_variable(name, value)}
+        for value in environment.values():  # DATABASE_URL and the like
+            found.update(part for match in USERINFO.findall(value) for part in match.split(":")[1:])
         for key, value in _leaves(config):
             if is_secret(key, value) and not str(value).startswith("${"):
                 found.add(str(value))

@@ -107,10 +107,17 @@ def test_of_the_trainers_fields_the_hubs_token_alone_is_a_secret():
         assert [name for name in trainer_fields(trainer) if is_secret(name, "abc")] == ["hub_token"]
 
 
-@pytest.mark.parametrize("name", ["HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD"])
+@pytest.mark.parametrize(
+    "name", ["HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "AZURE_OPENAI_KEY"]
+)
 def test_variables_of_the_environment(name):
     assert is_secret_variable(name, "abcdef")
     assert not is_secret_variable(f"{name}_FILE", "abcdef") and not is_secret_variable(name, "/run/secrets/abc")
+
+
+def test_a_password_inside_a_variable_is_hidden():
+    hidden = Redaction.of({}, {"DATABASE_URL": "postgres://me:hunter22@db/x", "SHELL": "/bin/sh"})
+    assert hidden.text("no connection as me with hunter22") == "no connection as me with ***"
 
 
 def test_variables_that_are_no_secrets():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ruyi_rl import ranks
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.rollout.worker import Arrived, Completion, ExitStatistics, Request, RolloutFailed, Sampling, WorkerHealth
 
@@ -68,6 +70,9 @@ class ReplayRollout:
         self, requests: Sequence[Request], sampling: Sampling, arrived: Arrived | None = None
     ) -> list[Completion]:
         completions = []
+        # A prompt may be another rank's in the next epoch, so each rank counts what all take, in the file's order.
+        asked = ranks.gathered([(request.exit, tuple(request.prompt_ids)) for request in requests])
+        self._pass_over(asked[: ranks.rank()])
         for request in requests:
             waiting = self._waiting[request.exit, tuple(request.prompt_ids)]
             if not waiting:
@@ -78,7 +83,14 @@ class ReplayRollout:
                 )
             completions.append(waiting.popleft())
             self._taken[request.exit, tuple(request.prompt_ids)] += 1
+        self._pass_over(asked[ranks.rank() + 1 :])
         return completions
+
+    def _pass_over(self, asked: Sequence[Sequence[tuple[str, tuple[int, ...]]]]) -> None:
+        for key in itertools.chain.from_iterable(asked):
+            if waiting := self._waiting.get(key):
+                waiting.popleft()
+                self._taken[key] += 1
 
     def taken(self) -> list[int]:
         """How many completions of each prompt and exit have been given, in the file's order of them."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from ruyi_rl import ranks
@@ -31,7 +32,7 @@ def load_family(folder: Path, options: ModelOptions) -> Family:
         kwargs["attn_implementation"] = options.attn_implementation
     try:
         return Family.from_pretrained(str(folder), **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise Refusal(str(folder), f"holds no family that can be loaded: {error}") from error
 
 

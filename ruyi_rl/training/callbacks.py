@@ -119,7 +119,8 @@ class StopOnSignal(TrainerCallback):
             shared = torch.tensor(number)
             torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX, group=self._group)
             number = int(shared)
-        self.stop.number = number or None
+        if number:  # else one that has come while the ranks agreed would be forgotten
+            self.stop.number = number
         return bool(number)
 
 

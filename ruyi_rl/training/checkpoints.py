@@ -151,7 +151,9 @@ def one_folder() -> FolderCopies:
     return FolderCopies((0,) * ranks.world_size(), ranks.rank())
 
 
-def newest_whole(folder: Path, copies: FolderCopies, say: Callable[[str], None]) -> Path | None:
+def newest_whole(
+    folder: Path, copies: FolderCopies, say: Callable[[str], None], beat: Callable[[], None] = lambda: None
+) -> Path | None:
     """The newest checkpoint that is whole on every host; every rank calls it.
 
     Newer ones are set aside, with a line for the user; what a kill has left half written is removed.
@@ -159,13 +161,14 @@ def newest_whole(folder: Path, copies: FolderCopies, say: Callable[[str], None])
     Args:
         folder: of the training.
         say: prints a warning (rank 0).
+        beat: called as the reading gets on.
     """
     if copies.keeps and folder.is_dir():
         remove_unfinished(folder)
     steps = _steps(folder)
     for step in steps:
         checkpoint = folder / f"{PREFIX}{step}"
-        problems = [found for found in ranks.gathered(problem(checkpoint, *_part(copies))) if found]
+        problems = [found for found in ranks.gathered(problem(checkpoint, *_part(copies), beat)) if found]
         if not problems:
             return checkpoint
         if copies.keeps and checkpoint.is_dir():

@@ -32,5 +32,5 @@ class KeptRollouts:
         if same_ranks:
             self._step = values["micro_steps"]
             self._buffered_inputs = batches_of(state, "rollouts", self.accelerator.device)
-            if "replayed" in values:
-                self.rollout.skip(values["replayed"])
+        if "replayed" in values:
+            self.rollout.skip(values["replayed"])

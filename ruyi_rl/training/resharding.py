@@ -28,10 +28,13 @@ class Resharding:
             return []
         micro_batches = args.gradient_accumulation_steps
         before = micro_batches * ranks.world_size() // seal.world_size
+        steps = "the same rows in a step"
+        if before != micro_batches:
+            steps = f"{micro_batches} micro-batches a step on each rank in the place of {before}, of the same rows"
         line = (
             f"written by {_ranks(seal.world_size, seal.deepspeed)}, "
-            f"continued by {_ranks(ranks.world_size(), zero_mode(args))}: {micro_batches} micro-batches a step on each "
-            f"rank in the place of {before}, of the same rows; results agree to rounding, not bit for bit"
+            f"continued by {_ranks(ranks.world_size(), zero_mode(args))}: {steps}; results agree to rounding, not bit "
+            "for bit"
         )
         cycle = getattr(args, "steps_per_generation", 1) * getattr(args, "num_iterations", 1)
         if same_ranks(seal) or seal.step * micro_batches % cycle == 0:

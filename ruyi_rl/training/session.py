@@ -11,6 +11,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ruyi_rl import ranks
+from ruyi_rl.checkpoint_folder import flush_files
 from ruyi_rl.execution import StageContext
 from ruyi_rl.ownership import require_own
 from ruyi_rl.report.progress import TrainingProgress
@@ -53,7 +54,8 @@ def train(
         context.console.print(line, markup=False, soft_wrap=True)
 
     trainer.copies = context.copies
-    checkpoint = newest_whole(Path(trainer.args.output_dir), trainer.copies, say)
+    with watched(context):
+        checkpoint = newest_whole(Path(trainer.args.output_dir), trainer.copies, say, context.heart.beat)
     if checkpoint is not None:
         require_own(checkpoint)
         say(f"going on from {checkpoint}")
@@ -79,6 +81,8 @@ def train(
                     # TRL switches it off for its own passes; whoever loads the family generates with it.
                     trainer.model.config.use_cache = True
                     trainer.save_model(str(save_to))
+                    if context.copies.keeps:
+                        flush_files(save_to)  # before the manifest says that it is there
                     ranks.barrier()
             if ranks.rank() == 0:
                 metrics.add_to_last(phase_metrics(trainer.phases.take()))

@@ -64,3 +64,27 @@ def test_no_file_no_rows_no_json(tmp_path):
     (tmp_path / "text.jsonl").write_text("{\n")
     with pytest.raises(Refusal, match="line 1 is no JSON"):
         ReplayRollout(tmp_path / "text.jsonl")
+
+
+def test_ranks_count_what_the_others_take_so_that_a_prompt_may_change_ranks(file, monkeypatch):
+    """First each rank has one prompt; in the next epoch they have changed, and one goes on from what was said."""
+    first, second = Request("small", [1, 0]), Request("small", [1, 1])
+    replays = [ReplayRollout(file.path) for _ in range(2)]
+
+    def drawn(replays, *requests):
+        keys = [[(request.exit, tuple(request.prompt_ids))] for request in requests]
+        monkeypatch.setattr("ruyi_rl.ranks.gathered", lambda mine: keys)
+        found = []
+        for rank, replay in enumerate(replays):
+            monkeypatch.setattr("ruyi_rl.ranks.rank", lambda rank=rank: rank)
+            found += replay.generate([requests[rank]], Sampling(8))
+        return [completion.token_ids[1] for completion in found]
+
+    assert drawn(replays, first, second) == [7, 7]
+    assert replays[0].taken() == replays[1].taken() == [1, 1, 0, 0]
+    going_on = [ReplayRollout(file.path) for _ in range(2)]
+    for replay in going_on:
+        replay.skip(replays[0].taken())
+    assert drawn(replays, second, first) == drawn(going_on, second, first) == [8, 8]
+    one = Request("large", [1, 0])
+    assert drawn(replays, one, one) == [7, 8]  # of one prompt that both have, the file's order

@@ -83,6 +83,22 @@ def test_after_a_whole_step_a_stop_saves_and_ends_the_training():
     assert not control.should_log  # else the rows of the metrics file would depend on when a signal came
 
 
+def test_a_signal_that_comes_while_ranks_agree_is_agreed_on_the_next_time(monkeypatch):
+    stop, shared = StopSignal(), []
+
+    def all_reduce(number, operation, group):
+        shared.append(int(number))
+        stop.number = 15
+
+    monkeypatch.setattr("ruyi_rl.ranks.world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
+    callback = StopOnSignal(stop)
+    callback.on_substep_end(None, state(1), None)
+    with pytest.raises(StepAbandoned):
+        callback.on_substep_end(None, state(1), None)
+    assert shared == [0, 15]
+
+
 def test_in_the_middle_of_a_step_a_stop_abandons_it():
     stop = StopSignal()
     StopOnSignal(stop).on_substep_end(None, state(1), None)
