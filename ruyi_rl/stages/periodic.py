@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,7 @@ class PeriodicEvaluation(TrainerCallback):
         self.frozen = None if train_only is None else self.exits
         self.families = BestFamilies(save_to / FOLDER, Path(trainer.args.output_dir), start)
         self.best = Best()
+        self._fallen: str | None = None  # why the run stops when this step's checkpoint is written
         # Not the trainer's: what a judge fails on here is not to end the training earlier than without it.
         self.failures = reward_failures(context)
 
@@ -112,6 +113,7 @@ class PeriodicEvaluation(TrainerCallback):
         stored = self.trainer.carried.get(CARRIED)
         if stored is not None and stored["measurement"] == measurement(self.context.config):
             self.best, measured_at = Best.from_json(stored["best"]), stored["step"]
+            self._judge({name: Rates(**each) for name, each in stored["now"].items()})
         elif self.watch.before is not None:
             self.best = Best().after(rates_at(0, self.watch.before["exits"]))
         if keep_best is not None:
@@ -122,14 +124,30 @@ class PeriodicEvaluation(TrainerCallback):
             ranks.on_rank_zero(lambda: forget_last(self.context.folder / "metrics.jsonl", state.global_step))
             if not self._evaluate(state.global_step):
                 raise StepAbandoned
+        self._stop()
 
     def on_step_end(self, args, state, control, **kwargs):
         if self._due(state) and not control.should_training_stop:
             logs = control.should_log  # which a log of the measurement takes back
             if not self._evaluate(state.global_step):
                 control.should_save = control.should_training_stop = True
+            # What is to stop here is saved first: the steps since the last checkpoint are worth keeping.
+            control.should_save = control.should_save or self._fallen is not None
             control.should_log = logs
         return control
+
+    def on_save(self, args, state, control, **kwargs):
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._fallen is not None:
+            raise StageFailed(self._fallen)
+
+    def _judge(self, now: Mapping[str, Rates]) -> None:
+        max_drop = self.context.config.evaluation.max_drop
+        if fallen := falls(self.best, now, max_drop):
+            places = {name: self.families.family(each.step) for name, each in self.best.exits.items()}
+            self._fallen = stop_message(fallen, max_drop, ranks.from_rank_zero(places))
 
     def _due(self, state) -> bool:
         step = state.global_step
@@ -143,20 +161,19 @@ class PeriodicEvaluation(TrainerCallback):
         if found is None:
             return False
         self.context.console.print(told_shortly(occasion, found["exits"]), markup=False, soft_wrap=True)
-        now, max_drop = rates_at(step, found["exits"]), self.context.config.evaluation.max_drop
+        now = rates_at(step, found["exits"])
         # Not TRL's `log`, which takes the training's open metrics with it.
         Trainer.log(self.trainer, metrics(now))
-        fallen, self.best = falls(self.best, now, max_drop), self.best.after(now)
+        self.best = self.best.after(now)
         if self.context.config.keep_best is not None:
             self._keep(step, self.context.config.keep_best)
         self.trainer.carried[CARRIED] = {
             "step": step,
             "measurement": found["measurement"],
+            "now": {name: asdict(each) for name, each in now.items()},
             "best": self.best.as_json(),
         }
-        if fallen:
-            places = {name: self.families.family(each.step) for name, each in self.best.exits.items()}
-            raise StageFailed(stop_message(fallen, max_drop, ranks.from_rank_zero(places)))
+        self._judge(now)
         return True
 
     def _measured(self, occasion: str) -> dict[str, Any] | None:

@@ -120,8 +120,8 @@ def stop_message(fallen: list[Fall], max_drop: float, kept: Mapping[str, Path | 
         )
     start = next((folder for folder in kept.values() if folder is not None), None)
     lines.append(
-        "The same command would stop again. evaluation.max_drop=null, or a higher one, goes on from the last "
-        "checkpoint; another name with a lower learning_rate starts over"
+        "The same command stops again at once. evaluation.max_drop=null, or a higher one, goes on from here; another "
+        "name with a lower learning_rate starts over"
         + (f", from the best family with start_from={start}." if start else ".")
     )
     return " ".join(lines)

@@ -171,13 +171,13 @@ def test_an_exit_that_falls_stops_a_run_whose_best_family_stays_through_interrup
         run_stages(watched, [])
     assert evaluations(watched).keys() == {1}
     best = folder(watched) / "best" / "step-2"
-    for _ in range(2):  # the measurement of step 2 is made when the run goes on; that of step 3 stops it each time
+    for _ in range(2):  # the measurement of step 2 is made when the run goes on; that of step 3 stops it, again at once
         with pytest.raises(StageFailed) as stopped:
             run_stages(watched, [])
         said = str(stopped.value)
         assert "small: held-out pass rate 55.0 ± 1.0 % at step 3, 25.0 points below its best of 80.0 ± 1.0 %" in said
         assert f"start_from={best}" in said and "evaluation.max_drop=null" in said and "large:" not in said
-        assert f"Safe on disk: {folder(watched) / 'checkpoint-2'}" in said
+        assert f"Safe on disk: {folder(watched) / 'checkpoint-3'}" in said
         assert StageFolder(folder(watched)).manifest().status == "failed"
         assert evaluations(watched).keys() == {1, 2, 3}
         kept = Family.from_pretrained(best, dtype="auto")

@@ -34,18 +34,17 @@ def test_without_deepspeed_all_is_float32_on_every_rank():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode, bits16", [("zero1", True), ("zero3_offload", False)])
-def test_the_engines_hold_what_the_arithmetic_says(tmp_path, monkeypatch, mode, bits16):
+def test_the_engines_hold_what_the_arithmetic_says(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     import zero_memory
 
     plain_torch.write_families(tmp_path)
     family = plain_torch.Family.from_pretrained(tmp_path / "family")
     parameters = sum(parameter.numel() for parameter in family.parameters())
-    if bits16:
-        family.bfloat16().save_pretrained(tmp_path / "family")
-    run_ranks("zero_memory:rank", mode, bits16, tmp_path / "family", tmp_path, log=tmp_path / "log")
-    expected = training_state(mode, 2, parameters, 0, bits16)
+    family.bfloat16().save_pretrained(tmp_path / "family")
+    mode = "zero3_offload"
+    run_ranks("zero_memory:rank", mode, True, tmp_path / "family", tmp_path, log=tmp_path / "log")
+    expected = training_state(mode, 2, parameters, 0, bits16=True)
     for rank in range(2):
         held = json.loads((tmp_path / f"rank-{rank}.json").read_text())
         # Norms are not sharded by ZeRO-3, and every part is padded.

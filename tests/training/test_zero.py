@@ -17,14 +17,13 @@ from tests.forked_ranks import run_ranks
 
 RUNS = [
     ("off", 2, {"sft": ["whole"], "grpo": ["whole", "packs, checkpointing"]}),
-    ("zero1", 2, {"sft": ["whole"], "grpo": ["4 micro-batches", "packs"]}),
-    ("zero1", 4, {"sft": ["whole"], "grpo": ["adamw"]}),
+    ("zero1", 2, {"sft": ["whole"], "grpo": ["adamw", "packs"]}),
+    ("zero1", 4, {"sft": ["adamw"]}),
     ("zero2", 2, {"sft": ["4 micro-batches"], "grpo": ["whole", "packs", "packs, bf16", "two exits"]}),
-    ("zero2", 4, {"sft": ["adamw"], "grpo": ["whole"]}),
+    ("zero2", 4, {"grpo": ["whole"]}),
     ("zero3", 2, {"sft": ["whole"], "grpo": ["whole", "packs, checkpointing", "one exit"]}),
-    ("zero3", 4, {"sft": ["1 micro-batches"], "grpo": ["adamw, one exit"]}),
-    ("zero3_offload", 1, {"sft": ["8 micro-batches"], "grpo": ["packs"]}),
-    ("zero3_offload", 2, {"sft": ["adamw"], "grpo": ["middle exit"]}),
+    ("zero3", 4, {"grpo": ["1 micro-batches"]}),
+    ("zero3_offload", 2, {"sft": ["adamw", "expansion"], "grpo": ["middle exit"]}),
 ]
 
 
@@ -78,7 +77,7 @@ def assert_uneven_packs(folder: Path, ranks: int) -> None:
         needed.append([need for need, _ in packs])
         run.append([count for _, count in packs])
     assert all(counts == list(map(max, zip(*needed))) for counts in run)
-    assert ranks == 1 or any(min(counts) == 1 < max(counts) for counts in zip(*needed))
+    assert any(min(counts) == 1 < max(counts) for counts in zip(*needed))
 
 
 @pytest.mark.slow
@@ -104,11 +103,13 @@ def assert_optimised_share(folder: Path, expected: plain_torch.Descent) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["off", "zero1", "zero2", "zero3", "zero3_offload"])
+@pytest.mark.parametrize("mode", ["off", "zero1", "zero2", "zero3"])
 def test_expansion_alone_equals_plain_torch(start, tmp_path, expected, mode):
     """Two expanded exits, one of them deeper than the trunk: the rest stays as it is bit by bit."""
-    names = ["expansion", "expansion, checkpointing"] if mode == "zero3" else ["expansion"]
-    for kind, name in launch(mode, 2, start, tmp_path, {"sft": names, "grpo": names}):
+    cases = {"sft": ["expansion"], "grpo": ["expansion"]}
+    if mode == "zero3":
+        cases = {"sft": ["expansion, checkpointing"], "grpo": ["expansion", "expansion, checkpointing"]}
+    for kind, name in launch(mode, 2, start, tmp_path, cases):
         case, folder = zero_run.CASES[name], tmp_path / kind / name
         assert_equal_run(folder, start, kind, case, expected(kind, case))
         assert_optimised_share(folder, expected(kind, case))
