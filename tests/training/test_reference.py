@@ -1,9 +1,6 @@
 """The reference policy that shares the policy's frozen weights, against a second model loaded from disk."""
 
 import json
-import os
-import subprocess
-import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from ruyi_rl.training.grpo_trainer import FamilyGRPOTrainer
 from ruyi_rl.training.options import DeepSpeedOptions
 from ruyi_rl.training.reference import can_share, reference_of, shared_reference
 from ruyi_rl.training.session import enter_deepspeed, release
+from tests.forked_ranks import run_ranks
 
 PROMPTS = Dataset.from_list([{"prompt": "1+" * (i % 3) + f"{i}="} for i in range(8)])
 BATCH = {"input_ids": torch.arange(3, 27).view(2, 12), "labels": torch.arange(3, 27).view(2, 12)}
@@ -251,15 +249,7 @@ def test_a_resumed_run_has_the_start_as_its_reference(make_family, tokenizer, tm
 def test_under_zero_2_in_bfloat16(make_family, tmp_path):
     """On two ranks: the reference's engine casts, places and broadcasts what the policy's engine trains beside."""
     make_family().save_pretrained(tmp_path / "family")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, str(tmp_path)],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks("tests.training.test_reference:zero_2_runs", tmp_path, log=tmp_path / "log")
     theirs, ours = json.loads((tmp_path / "runs.json").read_text())
     assert ours["losses"] == pytest.approx(theirs["losses"], abs=1e-6)
     assert ours["losses"][-4] > 1e-3
@@ -286,7 +276,3 @@ def zero_2_runs(folder: Path) -> None:
         (folder / "runs.json").write_text(json.dumps(runs, default=float))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    zero_2_runs(Path(sys.argv[1]))

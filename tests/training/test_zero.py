@@ -20,7 +20,6 @@ RUNS = [
     ("zero1", 2, {"sft": ["whole"], "grpo": ["adamw", "packs"]}),
     ("zero1", 4, {"sft": ["adamw"]}),
     ("zero2", 2, {"sft": ["4 micro-batches"], "grpo": ["whole", "packs", "packs, bf16", "two exits"]}),
-    ("zero2", 4, {"grpo": ["whole"]}),
     ("zero3", 2, {"sft": ["whole"], "grpo": ["whole", "packs, checkpointing", "one exit"]}),
     ("zero3", 4, {"grpo": ["1 micro-batches"]}),
     ("zero3_offload", 2, {"sft": ["adamw", "expansion"], "grpo": ["middle exit"]}),
