@@ -149,7 +149,9 @@ def test_a_run_without_progress_ends_and_says_where_its_ranks_stand(tmp_path, ca
     (happened,) = ranks.recorded  # by one rank, once
     assert happened.startswith("no progress for 0.3 s: ")
     last = world_size - 1
-    assert re.search(rf"rank {last} \(host \S+\) in rollout after step 12 \(.+?:\d+\), silent for [\d.]+ s", happened)
+    # Of another rank it may not have come in time.
+    place = r" \(.+?:\d+\)" if world_size == 1 else r"( \(.+?:\d+\))?"
+    assert re.search(rf"rank {last} \(host \S+\) in rollout after step 12{place}, silent for [\d.]+ s", happened)
     assert happened in shown_text and "what is safe" in shown_text
     for rank in range(world_size):
         stacks = (tmp_path / STACKS.format(rank)).read_text()

@@ -136,7 +136,8 @@ def test_a_kill_at_any_moment_leaves_whole_families_and_the_resumed_run_agrees(t
 
         def call(*arguments, **options):
             nonlocal calls
-            calls += 1
+            if tmp_path in Path(arguments[0]).parents:  # other tests' threads write, too
+                calls += 1
             if calls == killed_at:
                 if name == "rmtree" and Path(arguments[0]).is_dir():
                     for file in [*Path(arguments[0]).iterdir()][:1]:

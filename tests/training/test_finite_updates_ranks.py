@@ -38,8 +38,7 @@ def family(tmp_path_factory) -> Path:
     [
         ("off", 1, [Case("sft", "value"), Case("grpo", "loss", clip=0.0), Case("recovery", "loss")]),
         ("off", 2, [Case("sft", "value", bf16=True), Case("sft", "gradient", bf16=True)]),
-        ("zero1", 2, [Case("sft", "loss", bf16=True)]),
-        ("zero2", 2, [Case("sft", "value"), Case("grpo", "gradient", clip=0.0)]),
+        ("zero2", 2, [Case("sft", "loss", bf16=True), Case("grpo", "gradient", clip=0.0)]),
         ("zero3", 2, [Case("sft", "value")]),
     ],
 )

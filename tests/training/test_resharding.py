@@ -13,7 +13,7 @@ from ruyi_rl.family import Family
 from ruyi_rl.training.resharding import fitted
 from tests.forked_ranks import run_ranks
 
-FLOAT32, BFLOAT16 = 5e-5, 5e-2
+ROUNDING = 5e-5
 """How far weights may be apart after the further steps, relative to what these have moved them by.
 
 Measured: at most 8e-6 in float32, and 7e-3 where the engine computes in bfloat16.
@@ -26,9 +26,8 @@ UNINTERRUPTED = {
         Leg("two, zero2", "zero2"),
         Leg("two, zero3", "zero3", cut=3000),
         Leg("grpo on two", "zero2", kind="grpo"),
-        Leg("two, small, bf16", "zero3", bf16=True, exits=("small",)),
     ],
-    4: [Leg("four, zero2", "zero2"), Leg("four, zero3", "zero3")],
+    4: [Leg("four, zero3", "zero3")],
 }
 """Ranks -> their runs."""
 CONTINUED = {
@@ -36,13 +35,11 @@ CONTINUED = {
         Leg("2 zero2 -> 1 auto", "auto", "two, zero2", 2),
         Leg("grpo: 2 zero2 -> 1 auto", "auto", "grpo on two", 2, kind="grpo"),
         Leg("2 zero3 -> 1 zero3", "zero3", "two, zero3", 2),
-        Leg("bf16: 2 zero3 -> 1 zero1", "zero1", "two, small, bf16", 2, bf16=True, exits=("small",)),
     ],
     2: [
         Leg("2 off -> 2 off", "off", "two, off", 2),
         Leg("1 off -> 2 auto", "auto", "one, off", 1),
         Leg("1 off -> 2 zero3_offload", "zero3_offload", "one, off", 1),
-        Leg("4 zero2 -> 2 zero2", "zero2", "four, zero2", 4),
         Leg("4 zero3 -> 2 zero3", "zero3", "four, zero3", 4, cut=2000),
         Leg("recovery: 1 off -> 2 zero2", "zero2", "recovery on one", 1, kind="recovery"),
     ],
@@ -50,7 +47,7 @@ CONTINUED = {
 LEGS = [leg for legs in CONTINUED.values() for leg in legs]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def runs(tmp_path_factory) -> Path:
     """The folder in which all of them were run."""
     folder, tokenizer = tmp_path_factory.mktemp("resharding"), byte_tokenizer()
@@ -82,20 +79,27 @@ def same(first, second) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("leg", LEGS, ids=lambda leg: leg.name)
-def test_weights_and_optimiser_come_over_bit_by_bit(runs, leg):
+def test_a_training_goes_on_on_other_ranks_and_modes(runs):
+    """One test of all legs: the tests of a module may be spread over processes, and each would make the runs anew."""
+    for leg in LEGS:
+        require_the_same_state(runs, leg)
+        require_the_same_further_steps(runs, leg)
+    require_told(runs)
+
+
+def require_the_same_state(runs, leg) -> None:
+    """Weights and optimiser come over bit by bit."""
     before, after = states(runs, leg.goes_on, STOP), states(runs, leg.name, STOP)
     assert before.keys() == after.keys()
     differing = [
         (name, key) for name in before for key in before[name] if not same(before[name][key], after[name][key])
     ]
-    assert not differing
+    assert not differing, leg.name
     assert all(own["step"] == STOP and own["exp_avg_sq"].any() for own in after.values())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("leg", LEGS, ids=lambda leg: leg.name)
-def test_further_steps_are_the_uninterrupted_ones_to_rounding(runs, leg):
+def require_the_same_further_steps(runs, leg) -> None:
+    """They are the uninterrupted ones to rounding."""
     start, whole, rest = (
         states(runs, leg.goes_on, STOP),
         states(runs, leg.goes_on, STEPS),
@@ -107,12 +111,13 @@ def test_further_steps_are_the_uninterrupted_ones_to_rounding(runs, leg):
             assert torch.equal(got, wanted), name
             continue
         apart = (got - wanted).norm() / (wanted - start[name]["weight"]).norm()
-        assert apart <= (BFLOAT16 if leg.bf16 else FLOAT32), f"{name}: {apart:.1e}"
+        assert apart <= ROUNDING, f"{leg.name}, {name}: {apart:.1e}"
         assert all(whole[name][key] == rest[name][key] for key in ("step", "lr", "weight_decay"))
 
 
-@pytest.mark.slow
-def test_the_user_is_told_what_changes(runs):
+def require_told(runs) -> None:
+    """The user is told what changes."""
+
     def told(name):
         return json.loads((runs / name / "changes.json").read_text())
 
