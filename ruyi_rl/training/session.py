@@ -119,5 +119,10 @@ def enter_deepspeed(config: dict | None) -> None:
 
 
 def leave_deepspeed() -> None:
-    """Lets the next model be loaded whole: a ZeRO-3 configuration that is still known would shard it."""
+    """Lets the next model be loaded whole, and trained as its own arguments say.
+
+    A ZeRO-3 configuration that is still known would shard it; accelerate leaves a variable by which each later trainer
+    of this process, and of those that it starts, would be under DeepSpeed.
+    """
     unset_hf_deepspeed_config()
+    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
