@@ -40,15 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     freeze_modules()
-    forget_accelerate()
     seed()
-
-
-def forget_accelerate() -> None:
-    """What accelerate has written into the environment stays there: each later trainer would be under DeepSpeed, too,
-    and so would the processes that a test starts."""
-    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
-        del os.environ[name]
 
 
 def freeze_modules() -> None:
