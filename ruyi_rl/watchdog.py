@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -226,8 +226,11 @@ def watched(context: StageContext) -> Iterator[None]:
         yield
         return
     if context.copies.keeps:
-        for left in (context.folder / FOLDER).glob("rank-*.json"):
-            left.unlink()  # of an attempt that was killed, on more ranks perhaps
+        # What an attempt left that was killed, on more ranks perhaps. A rank that is late to leave the section before
+        # may take the folder away just now.
+        with suppress(FileNotFoundError):
+            for left in (context.folder / FOLDER).glob("rank-*.json"):
+                left.unlink(missing_ok=True)
     # A name of its own for every time: in the launcher's store an earlier attempt may have left its end.
     name = ranks.from_rank_zero(uuid.uuid4().hex)
     connect = partial(connect_to_run, f"watchdog/{name}") if ranks.world_size() > 1 else None

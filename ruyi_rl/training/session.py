@@ -122,7 +122,10 @@ def leave_deepspeed() -> None:
     """Lets the next model be loaded whole, and trained as its own arguments say.
 
     A ZeRO-3 configuration that is still known would shard it; accelerate leaves a variable by which each later trainer
-    of this process, and of those that it starts, would be under DeepSpeed.
+    of this process, and of those that it starts, would be under DeepSpeed. With `enter_deepspeed`'s LOCAL_RANK a
+    trainer of a process that this one starts would take itself for one of several ranks.
     """
     unset_hf_deepspeed_config()
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+    if "RANK" not in os.environ:  # no launcher has set them
+        os.environ.pop("LOCAL_RANK", None)
