@@ -26,7 +26,8 @@ from ruyi_rl.cli.compose import (
 )
 from ruyi_rl.cli.launch import launch, needs_launch, require_launched
 from ruyi_rl.cli.overview import print_help, print_overview
-from ruyi_rl.cli.sweep import run_sweep
+from ruyi_rl.cli.sweep.process import end_with_sweep
+from ruyi_rl.cli.sweep.run import run_sweep
 from ruyi_rl.config import RunConfig
 from ruyi_rl.disk import refused_write
 from ruyi_rl.failure import Interrupted, StageFailed
@@ -54,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     end_with_launcher()
+    end_with_sweep()
     take_torchruns_names()
     os.umask(os.umask(0) | OTHERS_WRITE)
     hidden = Redaction.of_command(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ruyi_rl.data.options import DataOptions
 from ruyi_rl.family.options import CompressOptions, ExpandOptions, ModelOptions
@@ -10,9 +11,11 @@ from ruyi_rl.rewards.options import RewardOptions
 from ruyi_rl.rollout.options import RolloutOptions
 from ruyi_rl.stages.options import (
     CheckRewardOptions,
+    CompareOptions,
     EvalOptions,
     ExportOptions,
     GenerateOptions,
+    MemoryOptions,
     NewRewardOptions,
     ServeOptions,
 )
@@ -50,6 +53,11 @@ class RunConfig:
     Decides no result."""
     launch: bool = False
     """stage=serve: start the server in place of this process, rather than only print its command."""
+    push_to: str | None = None
+    """stage=export: hub id, such as me/model, that the exported folder is uploaded to; of several exits each goes to an
+    id of its own, me/model-<exit>. A repository that is not there yet is made private. Decides no result."""
+    runs: Any = None
+    """stage=compare: a sweep's folder, run folders, or patterns of them: one, or a list. Decides no result."""
     num_processes: int = 1
     """Ranks to start on this machine; leave it at 1 under torchrun or another launcher."""
     watchdog_minutes: float | None = 30.0
@@ -78,5 +86,7 @@ class RunConfig:
     generate: GenerateOptions = field(default_factory=GenerateOptions)
     serve: ServeOptions = field(default_factory=ServeOptions)
     export: ExportOptions = field(default_factory=ExportOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
     new_reward: NewRewardOptions = field(default_factory=NewRewardOptions)
     check_reward: CheckRewardOptions = field(default_factory=CheckRewardOptions)
+    compare: CompareOptions = field(default_factory=CompareOptions)

@@ -1,32 +1,23 @@
-"""Held-out pass rates per exit: sampled and greedy, judged by the reward's own judge."""
+"""Exits measured on problems: sampled and greedy answers, judged by the reward's own judge."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import math
 import random
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ruyi_rl import ranks
-from ruyi_rl.rollout.worker import Completion, Request, Rollout, Sampling, request_seeds
+from ruyi_rl.benchmarks.answers import Answers, FamilyAnswers
+from ruyi_rl.benchmarks.verdicts import Answered, Attempt, Judge, judged
+from ruyi_rl.rollout.worker import Rollout
 from ruyi_rl.training.options import EvaluationOptions
 
-
-@dataclass(frozen=True)
-class Judge:
-    """Decides whether a completion solves its problem."""
-
-    function: Callable[..., list[float | None] | Awaitable[list[float | None]]]
-    """A reward function of TRL's signature, plain or async."""
-    pass_at: float = 1.0
-    """Reward from which a completion counts as solved."""
-    settle: Callable[[], None] = lambda: None
-    """Called by all ranks after each exit: where they agree on what the function could not judge."""
+Progress = Callable[[str, int, int], None]
+"""Called after every pass of an exit with its name, passes done and passes in all."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +41,12 @@ class ExitScore:
 
 
 @dataclass(frozen=True)
-class _Answered:
-    """Verdicts on one problem: True, False, or None where the judge failed."""
+class Measured:
+    """One exit on all problems."""
 
-    samples: list[bool | None]
-    greedy: bool | None
-    tokens: int
-    truncated: int
+    score: ExitScore
+    problems: list[Answered]
+    """In the order of their rows."""
 
 
 def evaluate_family(
@@ -68,9 +58,10 @@ def evaluate_family(
     rollout: Rollout,
     seed: int,
     template_kwargs: Mapping[str, Any] | None = None,
-    progress: Callable[[str, int, int], None] = lambda exit, done, total: None,
-) -> dict[str, ExitScore]:
-    """Measure every exit on the same problems; ranks share the problems out and all return the whole result.
+    progress: Progress = lambda exit, done, total: None,
+    texts: int | None = None,
+) -> dict[str, Measured]:
+    """Measure every exit of the family whose weights `rollout` has.
 
     Args:
         tokenizer: renders and decodes; a chat template is needed for prompts of chat messages.
@@ -80,113 +71,74 @@ def evaluate_family(
         options: `max_new_tokens` must be set.
         rollout: generates with the family under test.
         template_kwargs: further arguments of the chat template.
-        progress: called after every pass of an exit with its name, passes done and passes in all.
+        texts: see `evaluate`.
     """
-    if options.max_new_tokens is None:
-        raise ValueError("evaluation.max_new_tokens is not set")
-    problems = chosen_problems(rows, options.problems, seed)[ranks.rank() :: ranks.world_size()]
-    prompt_ids = [prompt_token_ids(tokenizer, row["prompt"], template_kwargs) for row in problems]
-    scores = {}
-    total, done = 2 * len(exits), 0
-    for exit in exits:
+    answers = FamilyAnswers(tokenizer, rows, options, rollout, seed, template_kwargs)
+    return evaluate(rows, chosen_problems(len(rows), options.problems, seed), answers, judge, exits, progress, texts)
+
+
+def evaluate(
+    rows: Sequence[Mapping[str, Any]],
+    problems: Sequence[int],
+    answers: Answers,
+    judge: Judge,
+    exits: Sequence[str],
+    progress: Progress = lambda exit, done, total: None,
+    texts: int | None = None,
+) -> dict[str, Measured]:
+    """Measure every exit on the same problems; ranks share the problems out and all return the whole result.
+
+    Args:
+        problems: indices of rows.
+        texts: problems, from the first on, whose completions' texts are brought along; None: all.
+    """
+    mine = list(problems)[ranks.rank() :: ranks.world_size()]
+    shown = set(list(problems)[:texts])
+    measured = {}
+    for number, exit in enumerate(exits):
         start = time.monotonic()
-        repeated = [ids for ids in prompt_ids for _ in range(options.samples)]
-        seeds = request_seeds(seed, ("evaluation",), [exit] * len(repeated), repeated)
-        requests = [Request(exit, ids, drawn_by) for ids, drawn_by in zip(repeated, seeds)]
-        # A rank without a problem asks too: the back end may be one for all ranks.
-        completions = rollout.generate(requests, Sampling(options.max_new_tokens, temperature=options.temperature))
-        asked = [row for row in problems for _ in range(options.samples)]
-        verdicts = judged(judge, tokenizer, exit, asked, completions)
-        done += 1
-        progress(exit, done, total)
-        requests = [Request(exit, ids) for ids in prompt_ids]
-        greedy = rollout.generate(requests, Sampling(options.max_new_tokens, temperature=0.0))
-        greedy_verdicts = judged(judge, tokenizer, exit, problems, greedy)
-        done += 1
-        progress(exit, done, total)
-        answered = []
-        for index, right in enumerate(greedy_verdicts):
-            part = slice(index * options.samples, (index + 1) * options.samples)
-            answered.append(
-                _Answered(
-                    verdicts[part],
-                    right,
-                    sum(len(completion.token_ids) for completion in completions[part]),
-                    sum(not completion.finished for completion in completions[part]),
-                )
-            )
-        everyones = [problem for share in ranks.gathered(answered) for problem in share]
+        found: dict[bool, list[list[Attempt]]] = {}
+        for greedy in (False, True):
+            drafts = answers.drafts(exit, mine, greedy)
+            found[greedy] = judged(judge, exit, [rows[problem] for problem in mine], drafts)
+            progress(exit, 2 * number + greedy + 1, 2 * len(exits))
+        own = [
+            Answered(problem, answers.prompt_tokens(problem), samples, greedy[0] if greedy else None)
+            for problem, samples, greedy in zip(mine, found[False], found[True], strict=True)
+        ]
+        own = [each if each.problem in shown else _without_texts(each) for each in own]
+        everyones = [each for share in ranks.gathered(own) for each in share]
+        everyones.sort(key=lambda each: each.problem)
         judge.settle()
-        scores[exit] = exit_score(everyones, options.samples, time.monotonic() - start)
-    return scores
+        measured[exit] = Measured(exit_score(everyones, time.monotonic() - start), everyones)
+    return measured
 
 
-def exit_score(problems: Sequence[_Answered], samples: int, seconds: float) -> ExitScore:
-    """The score of one exit from the verdicts on its problems, `samples` to each."""
+def exit_score(problems: Sequence[Answered], seconds: float) -> ExitScore:
+    """The score of one exit from the verdicts on its problems."""
     rates = []
     for problem in problems:
-        verdicts = [verdict for verdict in problem.samples if verdict is not None]
+        verdicts = [sample.right for sample in problem.samples if sample.right is not None]
         if verdicts:
             rates.append(sum(verdicts) / len(verdicts))
-    greedy = [problem.greedy for problem in problems if problem.greedy is not None]
-    completions = max(len(problems) * samples, 1)
-    failures = sum(problem.samples.count(None) + (problem.greedy is None) for problem in problems)
+    greedy = [each.greedy.right for each in problems if each.greedy is not None and each.greedy.right is not None]
+    samples = [sample for problem in problems for sample in problem.samples]
     return ExitScore(
         pass_rate=statistics.fmean(rates) if rates else math.nan,
         standard_error=statistics.stdev(rates) / math.sqrt(len(rates)) if len(rates) > 1 else math.nan,
         greedy=statistics.fmean(greedy) if greedy else math.nan,
-        mean_tokens=sum(problem.tokens for problem in problems) / completions,
-        truncated=sum(problem.truncated for problem in problems) / completions,
-        failures=failures,
+        mean_tokens=sum(sample.tokens for sample in samples) / max(len(samples), 1),
+        truncated=sum(not sample.finished for sample in samples) / max(len(samples), 1),
+        failures=sum(attempt.right is None for problem in problems for attempt in problem.attempts),
         seconds=seconds,
     )
 
 
-def chosen_problems(rows: Sequence[Mapping[str, Any]], problems: int, seed: int) -> list[Mapping[str, Any]]:
-    """At most `problems` rows, drawn by `seed` without replacement, in their order: a split may be sorted by level."""
-    indices = sorted(random.Random(seed).sample(range(len(rows)), min(problems, len(rows))))
-    return [rows[index] for index in indices]
+def chosen_problems(rows: int, problems: int, seed: int) -> list[int]:
+    """At most `problems` of the rows, drawn by `seed` without replacement, in order: a split may be sorted by level."""
+    return sorted(random.Random(seed).sample(range(rows), min(problems, rows)))
 
 
-def prompt_token_ids(tokenizer: Any, prompt: Any, template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
-    """Token ids of a prompt (text, or chat messages with the assistant's turn opened) as TRL makes them."""
-    if isinstance(prompt, str):
-        return list(tokenizer(text=prompt)["input_ids"])
-    rendered = tokenizer.apply_chat_template(
-        conversation=prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **(template_kwargs or {})
-    )
-    return list(rendered["input_ids"])
-
-
-def judged(
-    judge: Judge, tokenizer: Any, exit: str, rows: Sequence[Mapping[str, Any]], completions: Sequence[Completion]
-) -> list[bool | None]:
-    """One verdict a completion; None where the judge gave none. The judge sees what the trainer would show it."""
-    if not rows:
-        return []
-    texts = tokenizer.batch_decode([completion.token_ids for completion in completions], skip_special_tokens=True)
-    chats = [
-        text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
-        for row, text in zip(rows, texts)
-    ]
-    columns = {key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion")}
-    rewards = judge.function(
-        prompts=[row["prompt"] for row in rows],
-        completions=chats,
-        completion_ids=[completion.token_ids for completion in completions],
-        **{**columns, "exit": [exit] * len(rows)},
-        trainer_state=None,
-        log_extra=_unlogged,
-        log_metric=_unlogged,
-    )
-    if inspect.isawaitable(rewards):
-        rewards = asyncio.run(_result(rewards))
-    return [None if reward is None or math.isnan(reward) else float(reward) >= judge.pass_at for reward in rewards]
-
-
-def _unlogged(name: str, values: Any) -> None:
-    """Stands in for the trainer's loggers."""
-
-
-async def _result(awaited: Awaitable[Any]) -> Any:
-    return await awaited
+def _without_texts(answered: Answered) -> Answered:
+    samples = [replace(sample, text="") for sample in answered.samples]
+    return replace(answered, samples=samples, greedy=answered.greedy and replace(answered.greedy, text=""))

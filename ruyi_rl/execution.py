@@ -27,6 +27,7 @@ from ruyi_rl.lost_rank import is_lost_rank, lost_rank
 from ruyi_rl.pipeline import Step, Work
 from ruyi_rl.redaction import Redaction
 from ruyi_rl.refusal import Refusal
+from ruyi_rl.report.html.upkeep import keep_report
 from ruyi_rl.report.libraries import quiet_libraries
 from ruyi_rl.report.tables import print_result
 from ruyi_rl.run_folder import (
@@ -140,7 +141,13 @@ def execute(work: list[Work], config: RunConfig, overrides: list[str], console: 
     command = continuing_command([hidden.text(word) for word in overrides], own_ranks(config))
     with StopSignal(lambda line: console.print(line, style="yellow")) as stop:
         for item in work:
-            summary = run_stage(item, config, console, stop, command, copies)
+            if stop.requested:  # while the report was written
+                told = f"{item.step.stage} was not begun; the stages before it are safe.\nGo on with: {command}"
+                raise Interrupted(told, stop.status)
+            try:
+                summary = run_stage(item, config, console, stop, command, copies)
+            finally:
+                _report(config, console, stop)
             print_result(console, summary, last=item is work[-1])
 
 
@@ -193,6 +200,14 @@ def run_stage(
     context.mirror()
     context.record(DONE)
     return summary
+
+
+def _report(config: RunConfig, console: Console, stop: StopSignal) -> None:
+    """Brings the run's report up to what has happened, however the stage has ended."""
+    if ranks.rank() == 0:
+        with stop.gently() as section:
+            section.finished = True  # a signal must not hide how the stage has ended
+            keep_report(Path(config.run_dir), lambda line: console.print(line, style="yellow", markup=False))
 
 
 def _failed(context: StageContext, error: Exception) -> StageFailed:
@@ -250,6 +265,8 @@ def _manifest(item: Work, config: RunConfig) -> Manifest:
     stored = step.folder.manifest() if item.resume else None
     if stored is not None:
         stored.status, stored.versions = RUNNING, versions()
+        # Another config than the folder's was let pass where that keeps what it has made, see `pipeline.same_input`.
+        stored.config_hash, stored.decided_by = step.config_hash, step.decided_by
         stored.world_size = step.folder.began_on() or ranks.world_size()
         stored.deepspeed = config.deepspeed.mode
         return stored

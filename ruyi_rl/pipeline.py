@@ -32,7 +32,7 @@ WITHOUT_FAMILY = ("eval",)
 """Stages that leave no family, so that no other can start from them."""
 REWARD_TOOLS = ("new_reward", "check_reward")
 """Tools for the author of a reward: they need no family."""
-TOOLS = ("generate", "serve", "export", *REWARD_TOOLS)
+TOOLS = ("generate", "serve", "export", "report", "compare", "memory", *REWARD_TOOLS)
 """What `stage` may name besides: they leave nothing for another stage; the others read a finished family
 (`ruyi_rl.tools`)."""
 
@@ -62,6 +62,9 @@ UNDECIDING = frozenset(
 
 DECIDING_ROLLOUTS = frozenset(("rollout.backend", "rollout.engine"))
 """Keys of `rollout` that may decide a result: the others say where and how fast completions are made, not which."""
+
+MEMORY = frozenset(("grpo.token_budget", "eval.harness.batch_size"))
+"""Keys that decide the memory alone: a run that died of it goes on with a smaller one."""
 
 WATCHING = frozenset(("evaluation.every", "evaluation.max_drop"))
 """Keys of `evaluation` that say when a training is looked at, and when it is given up."""
@@ -154,8 +157,8 @@ def decides(key: str) -> bool:
         return ".".join(parts[:2]) in DECIDING_ROLLOUTS
     if parts[:2] == ["reward", "functions"] and len(parts) == 4:
         return parts[3] not in OPERATING_REWARDS
-    if key == "grpo.token_budget":
-        return False  # memory alone: a run that died of it goes on with a smaller one
+    if key in MEMORY:
+        return False
     if key in WATCHING:
         return False
     return not ("trainer" in parts and parts[-1] in UNDECIDING)
@@ -163,7 +166,8 @@ def decides(key: str) -> bool:
 
 def reads_reward(config: RunConfig, stage: str) -> bool:
     """Whether a stage cannot do its work without the `reward` group; sft measures only where it can."""
-    return stage == "grpo" or (stage in ("compress", "eval") and config.evaluation.problems > 0)
+    own = stage == "compress" or (stage == "eval" and not config.eval.benchmarks)
+    return stage == "grpo" or (own and config.evaluation.problems > 0)
 
 
 def steps(config: RunConfig) -> list[Step]:
@@ -214,9 +218,10 @@ def pending(steps: list[Step], config: RunConfig) -> list[Work]:
                 )
             work.insert(0, Work(step, resume=False))
         elif manifest.config_hash != step.config_hash:
-            if step.folder.holds_work(manifest):
+            again = step.stage in WITHOUT_FAMILY and same_input(step, steps, manifest)
+            if step.folder.holds_work(manifest) and not again:
                 in_the_way = another_config(step, manifest, config)
-            work.insert(0, Work(step, resume=False))
+            work.insert(0, Work(step, resume=again))
         elif manifest.status == DONE and (step.stage in WITHOUT_FAMILY or step.folder.holds_family()):
             break
         else:
@@ -225,6 +230,18 @@ def pending(steps: list[Step], config: RunConfig) -> list[Work]:
         raise in_the_way
     require_ranks(work, config)
     return work
+
+
+def same_input(step: Step, steps: list[Step], manifest: Manifest) -> bool:
+    """Whether a stage's folder was made from the family that it would start from now, whatever else was asked of it.
+
+    What leaves no family may then be asked for more in the same folder: it keeps each part with what decided it.
+    """
+    if "start_from" in step.decided_by:
+        return manifest.decided_by.get("start_from") == step.decided_by["start_from"]
+    before = {key for each in steps[-2:-1] for key in each.decided_by}
+    same = all(manifest.decided_by.get(key) == step.decided_by.get(key) for key in before)
+    return same and Path(manifest.input or "").name == step.input.name
 
 
 def another_config(step: Step, manifest: Manifest, config: RunConfig) -> Refusal:
@@ -267,6 +284,7 @@ def run_stages(config: RunConfig, overrides: list[str]) -> None:
     if others_may_write(run):
         console.print(f"every user of this machine can write in {run}: chmod o-w {run}", style="yellow", markup=False)
 
+    from ruyi_rl.benchmarks.split import under
     from ruyi_rl.execution import execute
     from ruyi_rl.hosts import agree, meet, pending_on_rank_zero
     from ruyi_rl.rewards.scoring import check_start
@@ -279,6 +297,10 @@ def run_stages(config: RunConfig, overrides: list[str]) -> None:
         work = pending_on_rank_zero(found, config)
         if any(reads_reward(config, item.step.stage) for item in work):
             check_start(config.reward)  # before the hours of the stages that it stands on
+        if any(item.step.stage == "eval" for item in work):
+            for name, benchmark in config.eval.benchmarks.items():
+                with under(f"eval.benchmarks.{name}"):
+                    check_start(benchmark.reward)
         execute(work, config, overrides, console, copies)
         if not work:
             already_done(console, found[-1].stage, found[-1].folder)

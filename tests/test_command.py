@@ -47,7 +47,7 @@ def test_without_a_stage_it_prints_what_there_is(tmp_path, arguments):
         "transformers",
     ):
         assert word in result.stdout
-    assert result.stdout.count("\npython -m ruyi_rl ") == 5
+    assert result.stdout.count("\npython -m ruyi_rl ") == 6
     assert not list(tmp_path.iterdir())
 
 
@@ -81,7 +81,9 @@ def test_config_is_printed_with_the_runs_name(tmp_path):
         (["stage=grpo", "num_processes=2", "model.exits={a: 1}"], ["model.exits", "must be at 4"]),
         (["stage=grpo", "x={"], ["x={"]),
         (["--stage", "grpo"], ["--stage", "key=value"]),
-        (["-m", "stage=grpo", "grpo.advantage.scale=group,exti"], ["'exti'", "'exit'"]),
+        (["-m", "stage=grpo", "grpo.advantage.scale=exti,exit_"], ["'exti'", "'exit'"]),
+        (["-m", "stage=grpo", "hydra/launcher=jobli", "seed=1,2"], ["hydra/launcher", "'jobli'", "'joblib'"]),
+        (["stage=compare", "runs=nowhere"], ["runs", "nowhere"]),
         (["--config-dir", "nowhere"], ["nowhere"]),
         (["--config-path", "nowhere"], ["--config-dir"]),
     ],
@@ -118,10 +120,10 @@ def test_sweep_runs_each_job_in_its_own_process(tmp_path):
     result = run(tmp_path, "-m", "stage=overview", "seed=1,2")
     assert result.returncode == 0
     assert [line for line in result.stdout.splitlines() if " done: " in line] == [
-        "job 1/2 done: stage=overview seed=1",
-        "job 2/2 done: stage=overview seed=2",
+        "job 1/2 done: seed=1",
+        "job 2/2 done: seed=2",
     ]
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["multirun"]
 
 
 def test_hydras_own_options_still_work(tmp_path):

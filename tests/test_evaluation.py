@@ -5,8 +5,10 @@ import statistics
 import pytest
 
 from ruyi_rl import ranks
+from ruyi_rl.benchmarks.answers import prompt_token_ids
+from ruyi_rl.benchmarks.verdicts import Judge
 from ruyi_rl.data.tokenizer import byte_tokenizer
-from ruyi_rl.evaluation import Judge, chosen_problems, evaluate_family, prompt_token_ids
+from ruyi_rl.evaluation import chosen_problems, evaluate_family
 from ruyi_rl.rollout.worker import Completion
 from ruyi_rl.training.options import EvaluationOptions
 
@@ -50,7 +52,8 @@ def judge(prompts, completions, answer, **columns):
 
 
 def measured(tokenizer, rows, exits=("small", "large"), judge=judge, seed=1, options=OPTIONS):
-    return evaluate_family(tokenizer, rows, Judge(judge), exits, options, Guesser(tokenizer), seed)
+    found = evaluate_family(tokenizer, rows, Judge(judge), exits, options, Guesser(tokenizer), seed)
+    return {name: each.score for name, each in found.items()}
 
 
 def test_pass_rates_are_the_workers_skill_and_greedy_is_its_own(tokenizer, rows):
@@ -64,7 +67,7 @@ def test_pass_rates_are_the_workers_skill_and_greedy_is_its_own(tokenizer, rows)
 
 def test_the_rate_and_its_error_equal_a_count_by_hand(tokenizer, rows):
     worker = Guesser(tokenizer)
-    score = evaluate_family(tokenizer, rows, Judge(judge), ["small"], OPTIONS, worker, 3)["small"]
+    score = evaluate_family(tokenizer, rows, Judge(judge), ["small"], OPTIONS, worker, 3)["small"].score
     right = [random.Random(request.seed).random() < SKILL["small"] for request in worker.calls[0]]
     shares = [sum(right[start : start + 8]) / 8 for start in range(0, 320, 8)]
     assert score.pass_rate == pytest.approx(statistics.fmean(shares))
@@ -89,7 +92,9 @@ def test_ranks_share_the_problems_and_pool_their_verdicts(tokenizer, rows, monke
     monkeypatch.setattr(ranks, "gathered", lambda value: answered)
     pooled = measured(tokenizer, rows, exits=("large",))["large"]
     everyone = [problem for share in answered for problem in share]
-    assert pooled.pass_rate == pytest.approx(sum(sum(problem.samples) for problem in everyone) / 320)
+    assert pooled.pass_rate == pytest.approx(
+        sum(sample.right for problem in everyone for sample in problem.samples) / 320
+    )
     monkeypatch.undo()
     assert pooled.pass_rate == pytest.approx(measured(tokenizer, rows, exits=("large",))["large"].pass_rate)
 
@@ -120,15 +125,15 @@ def test_a_pass_is_a_reward_of_at_least_pass_at(tokenizer, rows):
 
     for pass_at, expected in ((0.5, 1.0), (0.51, 0.0)):
         worker = Guesser(tokenizer)
-        score = evaluate_family(tokenizer, rows, Judge(half, pass_at), ["large"], OPTIONS, worker, 1)["large"]
+        score = evaluate_family(tokenizer, rows, Judge(half, pass_at), ["large"], OPTIONS, worker, 1)["large"].score
         assert score.pass_rate == score.greedy == expected
 
 
 def test_the_problems_are_drawn_over_the_whole_split_and_the_same_for_every_exit(rows):
-    drawn = [row["answer"] for row in chosen_problems(rows, 20, 1)]
-    assert len(set(drawn)) == 20 and drawn == sorted(drawn, key=int) and drawn != [row["answer"] for row in rows[:20]]
-    assert drawn == [row["answer"] for row in chosen_problems(rows, 20, 1)]
-    assert len(chosen_problems(rows, 1000, 1)) == len(rows)
+    drawn = chosen_problems(len(rows), 20, 1)
+    assert len(set(drawn)) == 20 and drawn == sorted(drawn) and drawn != list(range(20))
+    assert drawn == chosen_problems(len(rows), 20, 1)
+    assert chosen_problems(len(rows), 1000, 1) == list(range(len(rows)))
 
 
 def test_the_judge_sees_the_rows_fields_and_text_prompts_get_text_completions(tokenizer):

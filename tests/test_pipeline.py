@@ -120,12 +120,17 @@ def test_only_its_own_block_decides_a_stage_of_dae(stages, config):
     assert first_in_the_way(expanded_sft__train_only="expansion") == "expanded_sft"
     assert first_in_the_way(sft__packed=False) == "sft"
     assert first_in_the_way(compress__ratio=0.3) == "compress"
-    assert first_in_the_way(eval__exits=["1.7B"]) == "eval"
     shown = config("pipeline", stages=DAE)
     shown.compress.trainer = {"logging_steps": 3}
     shown.export.format = "factored"
     run_stages(shown, [])
     assert len(stages.ran) == ran
+    # What leaves no family is in nobody's way: it is asked again, and keeps what it has.
+    shown.eval.exits = ["1.7B"]
+    run_stages(shown, [])
+    assert stages.ran[ran:] == [("eval", "compress")]
+    run_stages(shown, [])
+    assert len(stages.ran) == ran + 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from yaml import YAMLError
 import ruyi_rl
 from ruyi_rl.cli.overrides import apply_values, parse_overrides, split_overrides, value_refusal
 from ruyi_rl.cli.schema import check_key
+from ruyi_rl.cli.sweep.options import register_sweep_groups
 from ruyi_rl.config import RunConfig
 from ruyi_rl.pipeline import decides
 from ruyi_rl.redaction import without_secrets
@@ -25,10 +28,14 @@ from ruyi_rl.refusal import Refusal, nearest
 from ruyi_rl.validation.trainers import check_trainer_fields
 
 UNNAMED = (
-    *("stage", "name", "run_dir", "fresh", "num_processes", "launch"),
-    *("generate", "serve", "export", "new_reward", "check_reward"),
+    *("stage", "name", "run_dir", "fresh", "num_processes", "launch", "push_to", "runs"),
+    *("eval", "generate", "serve", "export", "new_reward", "check_reward", "compare", "memory"),
 )
 """Keys that do not enter the run's default name: they decide what is done and where, not with which result."""
+
+
+Compositions = dict[tuple[str, ...], tuple[DictConfig, dict[str, Any]]]
+"""Chosen groups -> what their files give, and group -> choice."""
 
 
 @dataclass(frozen=True)
@@ -85,17 +92,22 @@ def working_conf(extra: Path | None = None) -> Path | None:
     return folder if folder.is_dir() and not any(folder.samefile(path) for path in searched) else None
 
 
+@functools.cache  # Hydra copies what it is told, which takes longer than all the rest of a composition
 def register_schema() -> None:
-    """Tell Hydra the type of the root, which config.yaml names as `run_config`."""
+    """Tell Hydra the type of the root, which config.yaml names as `run_config`, and what a sweep may be launched by."""
     ConfigStore.instance().store(name="run_config", node=RunConfig)
+    register_sweep_groups()
 
 
-def compose_config(overrides: list[str], source: ConfigSource = ConfigSource()) -> DictConfig:
+def compose_config(
+    overrides: list[str], source: ConfigSource = ConfigSource(), known: Compositions | None = None
+) -> DictConfig:
     """Compose the configuration of a command: typed by `RunConfig`, named, trainer fields checked.
 
     Args:
         overrides: Hydra overrides as typed, without sweeps.
         source: the files to compose from.
+        known: what files gave for the same groups, kept from call to call, as for the jobs of a sweep.
 
     Returns:
         The configuration, interpolations unresolved.
@@ -106,13 +118,13 @@ def compose_config(overrides: list[str], source: ConfigSource = ConfigSource()) 
     groups = source.choices()
     split = split_overrides(parse_overrides(overrides), list(groups))
     _refuse_hidden(split.groups, source)
-    config, choices = _compose(split.groups, source, groups)
+    config, choices = _compose(split.groups, source, groups, known)
     apply_values(config, split.values)
     check_trainer_fields(OmegaConf.to_container(config))
     if OmegaConf.is_missing(config, "name"):
         experiment = choices.get("experiment")
         plain_groups = [f"{group}={choices[group]}" for group in (["experiment"] if experiment else ["model", "data"])]
-        plain, _ = _compose(plain_groups, source, groups)
+        plain, _ = _compose(plain_groups, source, groups, known)
         config.name = default_name(config, plain, experiment)
     return config
 
@@ -180,14 +192,34 @@ def to_run_config(config: DictConfig) -> RunConfig:
 
 
 def _compose(
-    overrides: list[str], source: ConfigSource, groups: dict[str, list[str]]
+    overrides: list[str], source: ConfigSource, groups: dict[str, list[str]], known: Compositions | None = None
 ) -> tuple[DictConfig, dict[str, Any]]:
+    known, key = {} if known is None else known, tuple(overrides)
+    if key not in known:
+        config = compose_with_hydra(overrides, source, groups)
+        choices = dict(config.hydra.runtime.choices)
+        OmegaConf.set_struct(config, False)
+        del config["hydra"]
+        known[key] = config, choices
+    return copy.deepcopy(known[key])
+
+
+def compose_with_hydra(overrides: list[str], source: ConfigSource, groups: dict[str, list[str]]) -> DictConfig:
+    """The configuration with Hydra's own block under `hydra`.
+
+    Args:
+        overrides: `group=choice`, and of Hydra's own settings `key=value` too.
+        groups: config group -> its choices, for messages.
+
+    Raises:
+        Refusal: files or choices that do not fit.
+    """
     register_schema()
     folders = [json.dumps(f"file://{folder}", ensure_ascii=False) for folder in source.own]
     searchpath = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = compose(source.root, overrides=[*searchpath, *overrides], return_hydra_config=True)
+            return compose(source.root, overrides=[*searchpath, *overrides], return_hydra_config=True)
     except MissingConfigException as error:
         raise _missing_refusal(error, groups) from None
     except ConfigCompositionException as error:
@@ -196,10 +228,6 @@ def _compose(
         raise Refusal("configuration", " ".join(str(error).split()), "a YAML file") from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise Refusal("configuration", " ".join(str(error).split())) from None
-    choices = dict(config.hydra.runtime.choices)
-    OmegaConf.set_struct(config, False)
-    del config["hydra"]
-    return config, choices
 
 
 def _refuse_hidden(chosen: list[str], source: ConfigSource) -> None:
@@ -207,12 +235,13 @@ def _refuse_hidden(chosen: list[str], source: ConfigSource) -> None:
     for override in chosen if source.own else ():
         group, _, choice = override.lstrip("+").partition("=")
         group = group.partition("@")[0]
-        shipped = conf_dir() / group / f"{choice}.yaml"
-        for folder in source.own:
-            mine = folder / group / shipped.name
-            if shipped.is_file() and mine.is_file() and mine.read_bytes() != shipped.read_bytes():
-                problem = f"{choice!r} is a shipped choice, and {mine} would not be read"
-                raise Refusal(group, problem, f"rename that file, for instance to my_{mine.name}")
+        for name in choice.strip("[]").split(","):  # several of a group that takes them
+            shipped = conf_dir() / group / f"{name}.yaml"
+            for folder in source.own:
+                mine = folder / group / shipped.name
+                if shipped.is_file() and mine.is_file() and mine.read_bytes() != shipped.read_bytes():
+                    problem = f"{name!r} is a shipped choice, and {mine} would not be read"
+                    raise Refusal(group, problem, f"rename that file, for instance to my_{mine.name}")
 
 
 def _missing_refusal(error: MissingConfigException, groups: dict[str, list[str]]) -> Refusal:

@@ -21,7 +21,8 @@ def is_rank() -> bool:
 
 def needs_launch(config: RunConfig) -> bool:
     """Whether this process must start ranks in place of running the stages itself."""
-    return config.num_processes > 1 and not is_rank()
+    # stage=memory only says what so many ranks would take.
+    return config.num_processes > 1 and not is_rank() and config.stage.name != "memory"
 
 
 def own_ranks(config: RunConfig) -> int:

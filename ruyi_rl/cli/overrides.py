@@ -22,6 +22,8 @@ from ruyi_rl.refusal import Refusal
 
 REPLACED = ("model.exits",)
 """Dictionaries that a `key={…}` replaces; others are merged into, as everywhere in Hydra."""
+SEVERAL = ("benchmark",)
+"""Groups of which several choices stand together."""
 TEXTS = ("generate.prompt", "generate.system")
 """Keys whose value is prose, taken as it stands: to Hydra's grammar a comma would begin a sweep, and `=`, `:` or a
 bracket be an error."""
@@ -58,6 +60,11 @@ def parse_overrides(lines: list[str]) -> list[Override]:
     return parsed
 
 
+def is_hydras(override: Override) -> bool:
+    """Whether an override is for Hydra itself: `hydra/launcher=joblib`, `hydra.sweep.dir=x`."""
+    return override.key_or_group.partition("/")[0].partition(".")[0] == "hydra"
+
+
 def split_overrides(parsed: list[Override], groups: list[str]) -> Overrides:
     """Sort parsed overrides into groups and values.
 
@@ -77,8 +84,12 @@ def split_overrides(parsed: list[Override], groups: list[str]) -> Overrides:
                 f"{override.get_value_string()!r} holds several values",
                 "add -m for one job a value, or write [a,b]",
             )
-        if key.partition("/")[0].partition(".")[0] == "hydra":
-            raise Refusal(key, "Hydra's own settings have no effect here", "see run_dir, -m and --config-dir")
+        if is_hydras(override):
+            raise Refusal(
+                key,
+                "Hydra's own settings have no effect here",
+                "hydra/launcher, hydra/sweeper and hydra.sweep.dir have, with -m; a run has run_dir and --config-dir",
+            )
         elif key in groups and not isinstance(override.value(), dict):
             result.groups.append(_group_choice(override))
         elif override.package is not None or "/" in key:
@@ -127,6 +138,10 @@ def _group_choice(override: Override) -> str:
     """`group=choice` as Hydra takes it: with a `+` only where the choice goes to a block of its own, as in
     `data@sft.stage_two.data=math`, which no defaults list names."""
     key, value = override.key_or_group, override.value()
+    if key in SEVERAL and not override.is_delete() and override.package is None:
+        names = [value] if isinstance(value, str) else value
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return f"{key}=[{','.join(dict.fromkeys(names))}]"
     if override.is_delete() or not isinstance(value, str):
         raise Refusal(key, f"{override.input_line!r} names no choice", f"one choice of this group, see --help: {key}=…")
     if override.package is None:

@@ -15,6 +15,7 @@ GROUPS = {
     "data": "which problems",
     "reward": "what scores a completion",
     "rollout": "what generates completions",
+    "benchmark": "what stage=eval measures; several: benchmark=\\[gsm8k,math]",
     "deepspeed": "how training is sharded over ranks",
     "experiment": "a whole set of values",
     "preset": "values for one model on one data set, chosen by themselves",
@@ -22,6 +23,7 @@ GROUPS = {
 EXAMPLES = (
     ("stage=grpo", "the main job, on the embedded default"),
     ("stage=generate", "talk to what it has trained, all exits side by side"),
+    ("stage=export", "each exit on disk as a stock Qwen, with a model card"),
     ("stage=new_reward name=mine", "write a reward of your own: a file that works at once, to be edited"),
     ("stage=grpo data=gsm8k data.path=<folder with train.jsonl>", "the main job on real rows"),
     (
@@ -32,6 +34,8 @@ EXAMPLES = (
 OPTIONS = (
     ("--cfg job", "print the configuration that the command would run with, and run nothing"),
     ("-m, --multirun", "run one job for every combination of values such as seed=1,2,3"),
+    ("hydra/launcher=joblib", "with -m: hydra.launcher.n_jobs=3 jobs at a time; submitit_slurm: in SLURM's queue"),
+    ("hydra/sweeper=optuna", "with -m: hydra.sweeper.n_trials=20 trials that search by interval(a,b) and a,b,c"),
     (
         "-cd, --config-dir DIR",
         "a folder of your own with further choices: DIR/experiment/mine.yaml; conf/ is searched too",

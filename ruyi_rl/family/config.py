@@ -174,3 +174,6 @@ class RuyiQwen2Config(FamilyConfig, Qwen2Config):
 
 
 BACKBONES = {"qwen2": RuyiQwen2Config, "qwen3": RuyiQwen3Config}
+
+for _config_class in (RuyiQwen3Config, EEQwen3Config, RuyiQwen2Config):
+    AutoConfig.register(_config_class.model_type, _config_class)

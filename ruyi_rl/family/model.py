@@ -467,5 +467,4 @@ class Qwen2Family(Family):
 _CLASSES = {RuyiQwen3Config: Qwen3Family, EEQwen3Config: EEQwen3Family, RuyiQwen2Config: Qwen2Family}
 
 for _config_class, _model_class in _CLASSES.items():
-    AutoConfig.register(_config_class.model_type, _config_class)
     AutoModelForCausalLM.register(_config_class, _model_class)

@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rich.console import Console
 from rich.table import Table
 
-from ruyi_rl.training.memory import TrainingState
+from ruyi_rl.report.memory import MemoryReport, byte_size, memory_rows, memory_warning
+from ruyi_rl.training.batches import packed_prompts
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class StepPlan:
     """Bytes of the weights of each exit's branch, and of the whole family under `family`."""
     trained: tuple[int, int] | None = None
     """Number of parameters that are trained, and of all; None: not known."""
-    state: TrainingState | None = None
-    """What a rank holds of weights, gradients and AdamW's states; None: not known."""
+    memory: MemoryReport | None = None
+    """What a rank will hold at most; None: not known."""
     exits: int = 1
     """Exits that answer every prompt; 1 where a row serves all exits in one pass."""
     generations: int = 1
@@ -101,6 +103,13 @@ def grpo_steps(
     return math.ceil(epochs * max(1, math.ceil(prompts // prompts_per_generation * updates_per_generation)))
 
 
+def print_plan(console: Console, plan: StepPlan) -> None:
+    """Prints the plan, and what to change where it is said not to fit."""
+    console.print(plan_table(plan))
+    if plan.memory is not None and (warning := memory_warning(plan.memory)):
+        console.print(warning, style="yellow", markup=False, soft_wrap=True)
+
+
 def plan_table(plan: StepPlan) -> Table:
     """The plan as rows of name, number and where the number comes from."""
     table = Table(title="before it starts", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -123,9 +132,7 @@ def plan_table(plan: StepPlan) -> Table:
     table.add_row("tokens a step, at most", f"{plan.tokens_per_step:,}", f"{plan.longest_row:,} tokens a row")
     table.add_row("micro-batches", f"{plan.micro_batches}", f"a step, of {plan.micro_batch} rows on each rank")
     if plan.packed and plan.generation_batch is not None:
-        rows, samples = plan.micro_batch // plan.exits, plan.generations
-        # A micro-batch that is no whole prompts begins and ends inside one.
-        prompts = max((n * rows + rows - 1) // samples - n * rows // samples + 1 for n in range(samples))
+        prompts = packed_prompts(plan.micro_batch, plan.exits, plan.generations)
         # A completion's last token predicts nothing.
         most = prompts * plan.prompts.longest + plan.micro_batch * (plan.longest_row - plan.prompts.longest - 1)
         packs = "in one pack"
@@ -143,22 +150,7 @@ def plan_table(plan: StepPlan) -> Table:
     if plan.trained is not None:
         trained, whole = plan.trained
         table.add_row("trained parameters", f"{trained:,}", f"of {whole:,}: gradients and optimiser state for these")
-    if plan.state is not None:
-        state = plan.state
-        kinds = {
-            "weights": state.weights,
-            "gradients": state.gradients,
-            "float32 masters": state.masters,
-            "AdamW": state.moments,
-        }
-        parts = [f"{name} {byte_size(size)}" for name, size in kinds.items() if size]
-        table.add_row("memory of a rank", byte_size(state.total), f"{', '.join(parts)}; activations on top")
+    if plan.memory is not None:
+        for row in memory_rows(plan.memory):
+            table.add_row(*row)
     return table
-
-
-def byte_size(size: int) -> str:
-    """`6.4 MB`: three digits and a decimal unit."""
-    value, units = float(size), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.3g} {units[0]}"

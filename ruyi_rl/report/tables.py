@@ -11,7 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from ruyi_rl.report.batch import byte_size
+from ruyi_rl.report.benchmark_table import print_benchmarks
+from ruyi_rl.report.harness_table import harness_table
 from ruyi_rl.report.history import print_history, rate
+from ruyi_rl.report.published import published_table
 from ruyi_rl.run_folder import StageFolder
 
 NEXT = {
@@ -28,7 +31,13 @@ NEXT = {
 
 def print_result(console: Console, summary: Mapping[str, Any], last: bool = True) -> None:
     """Prints a stage's table, where it lies and, after the `last` stage of a run, what can be done next."""
-    console.print(result_table(summary))
+    if summary["exits"]:
+        console.print(result_table(summary))
+    print_benchmarks(console, summary.get("benchmarks", {}))
+    if summary.get("harness"):
+        console.print(harness_table(summary["harness"]))
+    if summary.get("published"):
+        console.print(published_table(summary["published"], summary["published_source"]))
     if summary.get("phases"):
         console.print(f"time in training: {phase_line(summary['phases'])}", style="dim")
     for line in better_before(summary):
@@ -243,7 +252,10 @@ def duration(seconds: float) -> str:
 def _files(summary: Mapping[str, Any]) -> str:
     stage, tuned = summary["stage"], summary.get("recover_steps")
     if stage == "eval":
-        return "summary.json, history.json and history.png"
+        measured = "".join(f"{name}/, " for name in summary.get("benchmarks", {}))
+        measured += "completions.jsonl, " if measured else ""
+        measured += "harness.json, " if summary.get("harness") else ""
+        return f"summary.json, {measured}history.json and history.png"
     if stage in ("init", "expand"):
         return "the family, its tokenizer and summary.json"
     if stage == "compress" and not tuned:

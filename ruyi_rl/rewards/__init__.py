@@ -22,7 +22,8 @@ What the function gets, all by keyword, one value a completion in every list:
 - `prompts`, `completion_ids`: the prompts and the completions' token ids;
 - every column of the data under its name, such as `answer`: name those you need as parameters;
 - `log_extra(column, values)` (one value a completion, for the table of completions) and `log_metric(name, value)`, from
-  the trainer also `trainer_state` (its fields): give them a default;
+  the trainer also `trainer_state` (its fields): give them a default. A column `<name>/answer` with the answer that was
+  read from each completion ("": none) lets `stage=eval` count the votes of maj@k;
 - your `kwargs` from the config. `**kwargs` at the end takes what you do not name.
 
 What it returns: a list of one finite number a completion, or None for "no opinion": that completion is left out of the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from transformers import (
@@ -27,6 +28,8 @@ from ruyi_rl.rollout.worker import Arrived, Completion, ExitStatistics, Request,
 
 class TransformersRollout:
     """Batched generate of a family at an exit.
+
+    Greedy answers come with log-probs, of the model's distribution at temperature 1 as vLLM's do; drawn ones without.
 
     Args:
         family: generates until `update_weights` names another.
@@ -108,17 +111,22 @@ class TransformersRollout:
         # transformers fills what `config` leaves open from the model's own (a published min_p, bad words …), and the
         # trainer's log-probs would then be of another distribution than the samples.
         declared, self.family.generation_config = self.family.generation_config, GenerationConfig()
+        processors = drawing(sampling, [request.seed for request in requests], device)
+        greedy = GreedyLogProbs() if sampling.temperature == 0 else None
+        if greedy is not None:
+            processors.append(greedy)
         try:
             tokens = self.family.generate(
                 ids,
                 attention_mask=mask,
                 generation_config=config,
-                logits_processor=drawing(sampling, [request.seed for request in requests], device),
+                logits_processor=processors,
                 stopping_criteria=self._beats,
             )
         finally:
             self.family.generation_config = declared
-        return [cut_at_end(row, self.ends) for row in tokens[:, width:].tolist()]
+        completions = [cut_at_end(row, self.ends) for row in tokens[:, width:].tolist()]
+        return completions if greedy is None else greedy.of(completions)
 
 
 class BeatOfTokens(StoppingCriteria):
@@ -170,6 +178,28 @@ class SeededDraw(LogitsProcessor):
         for row, generator in zip(noise, self.generators):
             row.exponential_(generator=generator)
         return scores.float() - noise.log()
+
+
+class GreedyLogProbs(LogitsProcessor):
+    """Changes nothing, and takes down the log-probability of the likeliest token, which greedy decoding takes."""
+
+    def __init__(self) -> None:
+        self.steps: list[torch.Tensor] = []
+        """A step each: (batch,) float32."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """(batch, vocabulary) logits -> the same."""
+        logits = scores.float()
+        self.steps.append(logits.amax(dim=-1) - logits.logsumexp(dim=-1))
+        return scores
+
+    def of(self, completions: Sequence[Completion]) -> list[Completion]:
+        """The completions, one a row of the batch, with their log-probs."""
+        rows = torch.stack(self.steps, dim=1).tolist()
+        return [
+            replace(completion, log_probs=row[: len(completion.token_ids)])
+            for completion, row in zip(completions, rows, strict=True)
+        ]
 
 
 def end_token_ids(family: Family, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,72 +1,88 @@
-"""`stage=export`: one exit's branch on disk as a model of its own, merged into a stock Qwen or with its factors."""
+"""`stage=export`: the exits of a family on disk as models of their own, or the family as one; each with a model card,
+and compared with the family before it counts as done."""
 
 from __future__ import annotations
 
+import gc
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from ruyi_rl.config import RunConfig
 from ruyi_rl.failure import StageFailed
 from ruyi_rl.report.batch import byte_size
 from ruyi_rl.report.libraries import quiet_libraries
 from ruyi_rl.report.streams import note_console
+from ruyi_rl.rollout.vllm_version import vllm_problem
 from ruyi_rl.run_folder import write_json
-from ruyi_rl.stages.exported import MARK, default_exit, export_folder, is_export, origin, require_own
+from ruyi_rl.stages import hub
+from ruyi_rl.stages.exported import MARK, Target, export_targets, is_export, origin, require_own
 from ruyi_rl.tools import find_family
 from ruyi_rl.validation.model import family_exits, read_model_config
 
 if TYPE_CHECKING:
     import torch
 
-ROWS, LENGTH = 4, 32
-"""Rows and tokens a row that an export is checked on."""
-
-
-@dataclass(frozen=True)
-class Export:
-    """What was written."""
-
-    parameters: int
-    bytes: int
-    """Of the weight files."""
-    difference: float
-    """Largest |logit of the folder's model - logit of the family's exit|."""
-    largest_logit: float
+    from ruyi_rl.stages.parity import Parity
 
 
 def run(config: RunConfig) -> None:
-    """Exports the branch where that has not been done, prints the lines of Python that load it on standard output and
-    everything else on standard error.
+    """Exports what has not been, writes the cards, uploads where that is asked for; prints the lines of Python that
+    load each folder on standard output and everything else on standard error.
 
     Raises:
-        Refusal: a folder in the way, or a family that cannot be loaded.
-        StageFailed: what was written is not the family's exit.
+        Refusal: a folder in the way, a family that cannot be loaded, a hub that takes no upload.
+        StageFailed: what was written is not what the family computes, or could not be uploaded.
     """
-    options, family, notes = config.export, find_family(config), note_console()
+    family, notes = find_family(config), note_console()
     stored = read_model_config("start_from" if config.start_from else "run_dir", family)
-    exit = options.exit or default_exit(stored, family_exits(stored))
-    folder = export_folder(config, exit)
+    targets = export_targets(config, stored, family_exits(stored))
+    repositories = hub.repositories(config.push_to, targets) if config.push_to else {}
+    api = hub.hub() if repositories else None
 
-    def note(text: str) -> None:
-        notes.print(text, style="dim", markup=False, soft_wrap=True)
+    asked = config.export.check == "all" and vllm_problem() is None
+    done = [each for each in targets if not config.fresh and is_export(family, each, asked_by(each, asked))]
+    missing = [each for each in targets if each not in done]
+    for target in targets:
+        if target in done:
+            _note(notes, f"{target.folder} holds {target.content} of {family} already, {target.format}")
+        else:
+            require_own("export.output", target.folder)
+    quiet_libraries()
+    from ruyi_rl.stages.cards import write_card
+    from ruyi_rl.stages.provenance import provenance, run_name
 
-    if not config.fresh and is_export(folder, origin(family, exit, options.format)):
-        note(f"{folder} holds {exit} of {family} already, {options.format}")
-    else:
-        require_own("export.output", folder)
-        with notes.status(f"exporting {exit} of {family}"):
-            quiet_libraries()
-            written = write_export(family, exit, folder, options.format)
-        note(f"{exit} of {family} exported to {folder}, {options.format}")
-        note(f"{written.parameters:,} parameters, {byte_size(written.bytes)} ({written.bytes:,} bytes) of weights")
-        note(f"largest difference of a logit {written.difference:.2g}, largest logit {written.largest_logit:.3g}")
-    print(loading_lines(folder, options.format), flush=True)
+    if missing:
+        sampling = provenance(family).sampling
+        write_exports(family, missing, notes, sampling, vllm=config.export.check == "all")
+    for target in targets:
+        if write_card(config, family, target, repositories.get(target)) and target in done:
+            _note(notes, f"{target.folder / 'README.md'} was brought up to date")
+    for target, repository in repositories.items():
+        with notes.status(f"uploading {target.folder} to {repository}"):
+            address = hub.push(api, target, repository, f"{target.content} of {run_name(family)}")
+        _note(notes, f"{target.folder} uploaded to {address}")
+    print("\n\n".join(loading_lines(target.folder, target.format) for target in targets), flush=True)
+
+
+def asked_by(target: Target, vllm: bool) -> bool:
+    """Whether vLLM can be asked about a folder of this format."""
+    return vllm and target.format == "merged"
 
 
 def loading_lines(folder: Path, format: str) -> str:
     """Lines of Python that load an export."""
+    if format in ("family", "ruyi"):
+        return (
+            "from ruyi_rl.family import Family\n"
+            "from transformers import AutoTokenizer\n"
+            f"family = Family.from_pretrained({str(folder)!r})\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})"
+        )
     arguments = f"{str(folder)!r}{', trust_remote_code=True' if format == 'factored' else ''}"
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
@@ -76,67 +92,97 @@ def loading_lines(folder: Path, format: str) -> str:
     )
 
 
-def write_export(family: Path, exit: str, folder: Path, format: str) -> Export:
-    """Writes an exit's branch with its tokenizer, loads it again and compares it with the family's exit.
+def write_exports(
+    family: Path, targets: Sequence[Target], notes: Console, sampling: Mapping[str, Any] = {}, vllm: bool = False
+) -> None:
+    """Writes folders with their tokenizers, loads each again and compares it with the family.
 
-    Merged, transformers and vLLM load it as a stock Qwen; factored, transformers loads it with the modelling file that
-    is beside it. One model at a time is held in memory.
+    The family is loaded once; one model at a time is held in memory.
 
     Args:
-        folder: what it holds is deleted.
-        format: `merged` or `factored`.
+        targets: what their folders hold is deleted.
+        notes: is told how far it is and what was found.
+        sampling: generation values for a family that recommends none itself.
+        vllm: also compare vLLM's log-probs, where vLLM can be used and has a class for the format.
 
     Raises:
         Refusal: no family there.
-        StageFailed: the logits differ by more than `tolerance`; the folder then says of itself that it is not whole.
+        StageFailed: an export differs by more than its tolerance; its folder then says of itself that it is not whole.
+            The others are done.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
+    quiet_libraries()
     from ruyi_rl.family.options import ModelOptions
-    from ruyi_rl.rollout.transformers import end_token_ids
+    from ruyi_rl.stages.export_files import logits_by_exit, write_files
     from ruyi_rl.stages.inputs import load_family, load_tokenizer
+    from ruyi_rl.stages.parity import check_rows
 
-    shutil.rmtree(folder, ignore_errors=True)
-    write_json(folder / MARK, {})
-    # No weight depends on the attention that the run is configured with, and not every one runs on a CPU.
-    tokenizer, source = load_tokenizer(family), load_family(family, ModelOptions()).eval()
-    rows = check_rows(source.config.vocab_size, source.config.max_position_embeddings)
-    with torch.no_grad():
-        expected = source(rows, exits=exit).logits[exit].float()
-    branch = (source.branch if format == "merged" else source.factored_branch)(exit, copy=False)
-    branch.generation_config.eos_token_id = end_token_ids(source, tokenizer)
-    branch.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    del branch, source
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=format == "factored", local_files_only=True)
-    with torch.no_grad():
-        difference = (model.eval()(rows).logits.float() - expected).abs().max().item()
-    largest = expected.abs().max().item()
-    allowed = tolerance(model.dtype, largest)
-    if not difference <= allowed:  # nor where either is not a number
-        raise StageFailed(
-            f"export failed: the logits of {folder} differ from those of {exit} in {family} by up to {difference:.3g}, "
-            f"more than {allowed:.3g}; it must not be used"
-        )
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    export = Export(model.num_parameters(), size, difference, largest)
-    write_json(folder / MARK, origin(family, exit, format) | asdict(export))
-    return export
-
-
-def check_rows(vocabulary: int, positions: int) -> torch.Tensor:
-    """(ROWS, LENGTH or what fits) token ids, drawn with a fixed seed."""
-    import torch
-
-    return torch.randint(vocabulary, (ROWS, min(LENGTH, positions)), generator=torch.Generator().manual_seed(0))
+    with notes.status(f"loading {family}"):
+        # No weight depends on the attention that the run is configured with, and not every one runs on a CPU.
+        tokenizer, source = load_tokenizer(family), load_family(family, ModelOptions()).eval()
+    rows, expected = check_rows(source.config.vocab_size, source.config.max_position_embeddings), {}
+    for number, target in enumerate(targets, 1):
+        with notes.status(f"writing {target.content} of {family} ({number} of {len(targets)})"):
+            shutil.rmtree(target.folder, ignore_errors=True)
+            write_json(target.folder / MARK, {})
+            expected[target] = logits_by_exit(source, target, rows)
+            write_files(source, tokenizer, target, family, sampling)
+    del source
+    gc.collect()
+    failures = []
+    for number, target in enumerate(targets, 1):
+        with notes.status(f"checking {target.content} of {family} ({number} of {len(targets)})"):
+            mark, parity = checked(target, rows, expected.pop(target), asked_by(target, vllm))
+        if parity.failure is not None:
+            failures.append(f"export failed: {target.folder} must not be used: {parity.failure}")
+            continue
+        write_json(target.folder / MARK, origin(family, target) | mark | asdict(parity))
+        _note(notes, f"{target.content} of {family} exported to {target.folder}, {target.format}")
+        _note(notes, figures(mark, parity))
+    if failures:
+        raise StageFailed("\n".join(failures))
 
 
-def tolerance(dtype: torch.dtype, largest: float) -> float:
-    """How far logits up to `largest` may differ: 1e-4 of it (and of 1), or eight times the dtype's rounding.
+def checked(
+    target: Target, rows: torch.Tensor, expected: Mapping[str, torch.Tensor], vllm: bool
+) -> tuple[dict[str, Any], Parity]:
+    """Loads a folder and compares it; returns its `parameters`, `bytes` of weight files and `dtype`, and the outcome.
 
-    The weights are equal but for merged ones, which are rounded once more.
+    Args:
+        rows: (rows, length) token ids.
+        expected: exit name -> the family's logits (rows, length, vocabulary).
+        vllm: ask vLLM too.
     """
-    import torch
+    from ruyi_rl.stages.export_files import load_export, logits_by_exit, weight_bytes
+    from ruyi_rl.stages.parity import compared, vllm_parity
 
-    return max(1e-4, 8 * torch.finfo(dtype).eps) * max(1.0, largest)
+    model = load_export(target)
+    dtype, config = model.dtype, model.config
+    mark = {
+        "parameters": model.num_parameters(),
+        "bytes": weight_bytes(target.folder),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    parity = compared(logits_by_exit(model, target, rows), expected, dtype)
+    del model
+    gc.collect()
+    if vllm and parity.failure is None:
+        asked = vllm_parity(target.folder, rows, expected[target.exit], config, dtype)
+        parity = replace(parity, vllm=asked)
+    return mark, parity
+
+
+def figures(mark: Mapping[str, Any], parity: Parity) -> str:
+    """The size of an export and how far it is from the family, a line each."""
+    lines = [
+        f"{mark['parameters']:,} parameters, {byte_size(mark['bytes'])} ({mark['bytes']:,} bytes) of weights",
+        f"largest difference of a logit {parity.difference:.2g}, largest logit {parity.largest_logit:.3g}",
+    ]
+    if parity.vllm is not None and "difference" in parity.vllm:
+        lines.append(f"largest difference of a log-prob of vLLM's {parity.vllm['difference']:.2g}")
+    elif parity.vllm is not None:
+        lines.append(f"not compared with vLLM: {parity.vllm['problem']}")
+    return "\n".join(lines)
+
+
+def _note(notes: Console, text: str) -> None:
+    notes.print(text, style="dim", markup=False, soft_wrap=True)

@@ -8,14 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ruyi_rl.config import RunConfig
 from ruyi_rl.refusal import Refusal
+from ruyi_rl.stages.options import FAMILY_FORMATS
 
 MARK = "exported.json"
 """File of an exported folder that says from which family and exit it was made, and in which format."""
+TOLD = ("parameters", "bytes", "dtype", "difference", "allowed", "vllm")
+"""Keys of that file, besides its origin, without which it is another version's."""
 EXPORTED = ("*.safetensors", "*.bin", "*config.json", "*token*.json", "chat_template*", "vocab*", "merges*")
 """Files of a family that an export reads."""
 
@@ -48,23 +52,74 @@ def factored_modules(stored: Mapping[str, Any], exits: Mapping[str, int], exit: 
     return [name for name in names if name == "lm_head" or f"{name}.".startswith(prefixes)]
 
 
-def export_folder(config: RunConfig, exit: str) -> Path:
-    """Where the branch goes, as an absolute path: it may be loaded or served from anywhere."""
-    if config.stage.name == "export":
-        output, usual = config.export.output, Path("export") / f"{exit}-{config.export.format}"
-    else:
-        output, usual = config.serve.output, Path("serve") / exit
-    return (Path(output) if output else Path(config.run_dir) / usual).absolute()
+@dataclass(frozen=True)
+class Target:
+    """One folder that is exported to."""
+
+    exit: str | None
+    """The exit whose branch it holds; None: all of the family."""
+    format: str
+    folder: Path
+    """Absolute: it may be loaded or served from anywhere."""
+
+    @property
+    def content(self) -> str:
+        """What it holds, for messages."""
+        return "the family" if self.exit is None else self.exit
 
 
-def origin(family: Path, exit: str, format: str) -> dict[str, str]:
+def asked_exits(config: RunConfig) -> list[str] | None:
+    """The names that `export.exit` holds; None: all exits.
+
+    Raises:
+        Refusal: neither a name nor a list of names.
+    """
+    asked = config.export.exit
+    if asked is None:
+        return None
+    names = asked if isinstance(asked, list) else [asked]
+    if not names or any(isinstance(name, (dict, list, bool)) or name is None for name in names):
+        raise Refusal("export.exit", f"{asked!r} is not possible", "a name, a list of names, or null: each exit")
+    return [str(name) for name in names]
+
+
+def export_targets(config: RunConfig, stored: Mapping[str, Any], exits: Mapping[str, int]) -> list[Target]:
+    """The folders that `stage=export` writes, shallowest exit first.
+
+    Without `export.exit`, `factored` takes the exits that have factors.
+
+    Args:
+        stored: the family's config.json.
+        exits: exit name -> position k.
+    """
+    options, asked = config.export, asked_exits(config)
+    format, output = options.format, Path(options.output).absolute() if options.output else None
+    usual = Path(config.run_dir).absolute() / "export"
+    if format in FAMILY_FORMATS:
+        return [Target(None, format, output or usual / format)]
+    chosen = [name for name in exits if asked is None or name in asked]
+    if asked is None and format == "factored":
+        chosen = [name for name in chosen if factored_modules(stored, exits, name)]
+    if output is not None and asked is not None and not isinstance(options.exit, list):
+        return [Target(name, format, output) for name in chosen]
+    return [Target(name, format, output / name if output else usual / f"{name}-{format}") for name in chosen]
+
+
+def serve_target(config: RunConfig, stored: Mapping[str, Any], exits: Mapping[str, int]) -> Target:
+    """The folder that `stage=serve` writes; arguments as in `export_targets`."""
+    exit, output = config.serve.exit or default_exit(stored, exits), config.serve.output
+    folder = Path(output) if output else Path(config.run_dir) / "serve" / exit
+    return Target(exit, "merged", folder.absolute())
+
+
+def origin(family: Path, target: Target) -> dict[str, str | None]:
     """What an export is made from and how; changes with the family's configuration, weights or tokenizer."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in EXPORTED for path in family.glob(pattern)}):
         status = path.stat()
         digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
-    fingerprint = digest.hexdigest()[:12]
-    return {"family": str(family.absolute()), "exit": exit, "format": format, "fingerprint": fingerprint}
+    found = {"family": str(family.absolute()), "exit": target.exit, "format": target.format}
+    return {**found, "fingerprint": digest.hexdigest()[:12]}
 
 
 def exported_from(folder: Path) -> dict[str, Any] | None:
@@ -76,9 +131,16 @@ def exported_from(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def is_export(folder: Path, made_from: Mapping[str, str]) -> bool:
-    """Whether a folder holds the whole export of this origin."""
-    return made_from.items() <= (exported_from(folder) or {}).items()
+def is_export(family: Path, target: Target, asked_vllm: bool = False) -> bool:
+    """Whether a folder holds the whole export of this family.
+
+    Args:
+        asked_vllm: only one that vLLM was asked about counts.
+    """
+    stored = exported_from(target.folder) or {}
+    if not set(TOLD) <= stored.keys() or (asked_vllm and stored["vllm"] is None):
+        return False
+    return origin(family, target).items() <= stored.items()
 
 
 def require_own(key: str, folder: Path) -> None:

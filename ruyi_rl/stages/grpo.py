@@ -18,7 +18,7 @@ from ruyi_rl.data.loading import Splits, load_data
 from ruyi_rl.data.prompts import PromptReport, limit_prompts
 from ruyi_rl.execution import StageContext
 from ruyi_rl.refusal import Refusal
-from ruyi_rl.report.batch import Prompts, StepPlan, grpo_steps, plan_table
+from ruyi_rl.report.batch import Prompts, StepPlan, grpo_steps, print_plan
 from ruyi_rl.report.curves import draw_curves
 from ruyi_rl.rewards.check import check_reward
 from ruyi_rl.rewards.failures import RewardFailures, failure_counts
@@ -30,7 +30,7 @@ from ruyi_rl.stages.inputs import (
     chosen_exits,
     load_to_train,
     load_tokenizer,
-    rank_state,
+    memory_report,
     trained_parameters,
     weight_bytes,
 )
@@ -208,7 +208,8 @@ def _train(context: StageContext, inputs: Inputs, rollout: Rollout, watch: Watch
     trainer = _trainer(context, inputs, args, rollout)
     plan = trainer.plan
     longest = min(report.longest, report.limit)
-    table = plan_table(
+    print_plan(
+        context.console,
         StepPlan(
             world_size=args.world_size,
             began_on=context.manifest.world_size,
@@ -225,15 +226,14 @@ def _train(context: StageContext, inputs: Inputs, rollout: Rollout, watch: Watch
             longest_row=longest + args.max_completion_length,
             weights=weight_bytes(trainer.model),
             trained=trained_parameters(trainer.model),
-            state=rank_state(trainer.model, args, context.config.deepspeed),
+            memory=memory_report(context.config, "grpo", trainer.model, args, context.config.grpo, longest),
             exits=len(inputs.exits),
             generations=args.num_generations,
             generation_batch=plan.completions,
             packed=context.config.grpo.packed,
             token_budget=context.config.grpo.token_budget,
-        )
+        ),
     )
-    context.console.print(table)
     watching = None
     if watch is not None:
         train_only = context.config.grpo.train_only

@@ -11,24 +11,25 @@ from typing import Any
 import torch
 
 from ruyi_rl import ranks
+from ruyi_rl.benchmarks.asked import completion_limit
+from ruyi_rl.benchmarks.completions import COMPLETIONS, SHOWN, completion_lines, write_completions
+from ruyi_rl.benchmarks.verdicts import Judge
 from ruyi_rl.config import RunConfig
 from ruyi_rl.data.prompts import limit_prompts
-from ruyi_rl.evaluation import Judge, evaluate_family
+from ruyi_rl.evaluation import evaluate_family
 from ruyi_rl.execution import StageContext
 from ruyi_rl.pipeline import decides
 from ruyi_rl.report.progress import ProgressLine
 from ruyi_rl.report.tables import percent
 from ruyi_rl.rewards.composition import composed_rewards, function_rewards
 from ruyi_rl.rewards.failures import FILE, RewardFailures, Share, share_of
+from ruyi_rl.rewards.options import RewardOptions
 from ruyi_rl.rewards.scoring import RewardScorer
 from ruyi_rl.rollout.worker import Rollout
 from ruyi_rl.run_folder import StageFolder, config_hash, flat
 from ruyi_rl.stages.inputs import device, load_family, load_tokenizer
 from ruyi_rl.training.options import EvaluationOptions
 from ruyi_rl.watchdog import watched
-
-DEFAULT_COMPLETION = 256
-"""TRL's max_completion_length."""
 
 
 class ScoredJudge:
@@ -55,6 +56,8 @@ class ScoredJudge:
             self._shares.append(Share({}, problem=f"{type(error).__name__}: {error}"))
             return [None] * len(completions)
         self._shares.append(share_of(scored, exit, prompts, completions))
+        for name, values in scored.extra.items():
+            log_extra(name, values)
         if len(judges) > 1:
             return composed_rewards(self.scorer.options, scored)
         return function_rewards(scored, judges[0])
@@ -70,10 +73,10 @@ class ScoredJudge:
         self.failures.take(shares, "evaluation", occasion=self.occasion)
 
 
-def reward_failures(context: StageContext) -> RewardFailures:
-    """Where a stage keeps what its rewards fail on."""
+def reward_failures(context: StageContext, reward: RewardOptions | None = None) -> RewardFailures:
+    """Where a stage keeps what its rewards fail on; `reward`: another group than the run's."""
     return RewardFailures(
-        context.config.reward,
+        reward or context.config.reward,
         context.folder / FILE,
         lambda text: context.console.print(text, markup=False, highlight=False, soft_wrap=True),
     )
@@ -81,8 +84,7 @@ def reward_failures(context: StageContext) -> RewardFailures:
 
 def evaluation_options(config: RunConfig) -> EvaluationOptions:
     """`evaluation` with its completion limit filled in."""
-    limit = config.evaluation.max_new_tokens or config.grpo.trainer.get("max_completion_length") or DEFAULT_COMPLETION
-    return replace(config.evaluation, max_new_tokens=limit)
+    return replace(config.evaluation, max_new_tokens=completion_limit(config))
 
 
 def measurement(config: RunConfig) -> str:
@@ -173,7 +175,7 @@ def rates(
     config, options = context.config, evaluation_options(context.config)
     failures.forget(lambda row: row.get("occasion") == occasion)
     judge = ScoredJudge(scorer, failures, occasion)
-    scores = evaluate_family(
+    measured = evaluate_family(
         tokenizer,
         rows,
         Judge(judge, config.reward.pass_at, judge.settle),
@@ -183,13 +185,17 @@ def rates(
         config.seed,
         config.grpo.trainer.get("chat_template_kwargs") or {},
         progress,
+        texts=SHOWN.problems,
     )
+    if ranks.rank() == 0:
+        lines = completion_lines(occasion, config.data.name, rows, measured, SHOWN)
+        write_completions(context.folder / COMPLETIONS, occasion, config.data.name, lines, context.redaction)
     return {
         "measurement": measurement(config),
         "problems": min(options.problems, len(rows)),
         "samples": options.samples,
         "temperature": options.temperature,
-        "exits": {name: asdict(score) for name, score in scores.items()},
+        "exits": {name: asdict(each.score) for name, each in measured.items()},
     }
 
 

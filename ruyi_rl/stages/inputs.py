@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from ruyi_rl import ranks
+from ruyi_rl.config import RunConfig
 from ruyi_rl.family import Family, FamilyConfig
 from ruyi_rl.family.options import ModelOptions
+from ruyi_rl.family.shape import family_shape
 from ruyi_rl.refusal import Refusal, nearest
+from ruyi_rl.report.memory import MemoryReport
 from ruyi_rl.training.callbacks import CastAtEnd
 from ruyi_rl.training.deepspeed import sharding_mode
 from ruyi_rl.training.family_trainer import trained_exits
-from ruyi_rl.training.memory import TrainingState, training_state
-from ruyi_rl.training.options import DeepSpeedOptions, GRPOOptions, SFTOptions
+from ruyi_rl.training.options import GRPOOptions, SFTOptions
+from ruyi_rl.training.stage_memory import TRL_DEFAULTS, Device, estimate_stage
 
 
 def load_family(folder: Path, options: ModelOptions) -> Family:
@@ -133,11 +138,40 @@ def trained_parameters(family: Family) -> tuple[int, int]:
     return sum(size for size, parameter in sizes if parameter.requires_grad), sum(size for size, _ in sizes)
 
 
-def rank_state(family: Family, args: TrainingArguments, options: DeepSpeedOptions) -> TrainingState:
-    """Bytes of weights, gradients and AdamW's states that a rank will hold of a family whose rest is frozen already."""
-    trained, whole = trained_parameters(family)
-    mode = sharding_mode(options, args.world_size)
-    return training_state(mode, args.world_size, trained, whole - trained, args.bf16 or args.fp16)
+def memory_report(
+    config: RunConfig,
+    stage: str,
+    family: Family,
+    args: TrainingArguments,
+    options: SFTOptions | GRPOOptions,
+    longest_prompt: int | None = None,
+    longest_row: int | None = None,
+) -> MemoryReport:
+    """What a rank will hold at most of a family whose rest is frozen already, against what its device has.
+
+    Args:
+        options: the stage's block.
+        longest_prompt, longest_row: in tokens; see `estimate_stage`.
+    """
+    read = {name: getattr(args, name) for name in (*TRL_DEFAULTS, "bf16") if hasattr(args, name)}
+    own = device()
+    if own.type == "cuda":
+        held = torch.cuda.get_device_properties(own).total_memory
+    else:
+        held = psutil.virtual_memory().total // ranks.local_world_size()
+    estimate = estimate_stage(
+        config,
+        stage,
+        family_shape(family.config.to_dict(), family.config.exits, family.config.expansions),
+        sharding_mode(config.deepspeed, args.world_size),
+        args.world_size,
+        Device(own.type, held),
+        longest_prompt,
+        longest_row,
+        replace(options, trainer={**options.trainer, **read}),
+        trained_parameters(family),
+    )
+    return MemoryReport(estimate, own.type, held, args.gradient_checkpointing)
 
 
 def weight_bytes(family: Family) -> dict[str, int]:

@@ -14,9 +14,9 @@ from trl import SFTConfig
 from ruyi_rl import ranks
 from ruyi_rl.execution import StageContext
 from ruyi_rl.refusal import Refusal
-from ruyi_rl.report.batch import Prompts, StepPlan, plan_table, sft_steps
+from ruyi_rl.report.batch import Prompts, StepPlan, print_plan, sft_steps
 from ruyi_rl.stages.held_out import release_memory
-from ruyi_rl.stages.inputs import load_to_train, rank_state, trained_parameters, weight_bytes
+from ruyi_rl.stages.inputs import load_to_train, memory_report, trained_parameters, weight_bytes
 from ruyi_rl.stages.periodic import PeriodicEvaluation, Watch
 from ruyi_rl.training.arguments import trainer_arguments
 from ruyi_rl.training.callbacks import first_and_last, last_tokens, read_metrics
@@ -94,6 +94,7 @@ def joint_training(
             )
         except ValueError as error:
             raise Refusal(key, str(error)) from error
+    longest = args.max_length if args.packing else lengths.longest
     plan = StepPlan(
         world_size=args.world_size,
         began_on=began_on,
@@ -108,12 +109,12 @@ def joint_training(
             args.max_steps,
         ),
         prompts=lengths,
-        longest_row=args.max_length if args.packing else lengths.longest,
+        longest_row=longest,
         weights=sizes,
         trained=trained_parameters(trainer.model),
-        state=rank_state(trainer.model, args, config.deepspeed),
+        memory=memory_report(config, context.step.stage, trainer.model, args, options, longest_row=longest),
     )
-    context.console.print(plan_table(plan))
+    print_plan(context.console, plan)
     description = context.step.stage if phase == 1 else f"{context.step.stage}, stage two"
     watching = None
     if watch is not None:

@@ -5,8 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-EXPORT_FORMATS = ("merged", "factored")
+from ruyi_rl.benchmarks.options import BenchmarkOptions
+from ruyi_rl.harness.options import HarnessOptions
+
+BRANCH_FORMATS = ("merged", "factored")
+"""Values of `export.format` that write a folder for each exit."""
+FAMILY_FORMATS = ("family", "ruyi")
+"""Values of `export.format` that write one folder for all exits."""
+EXPORT_FORMATS = (*BRANCH_FORMATS, *FAMILY_FORMATS)
 """What `export.format` may be."""
+EXPORT_CHECKS = ("all", "logits")
+"""What `export.check` may be."""
 
 
 @dataclass
@@ -15,6 +24,19 @@ class EvalOptions:
 
     exits: list[str] | None = None
     """Exits to measure; None: all of the family."""
+    benchmarks: dict[str, BenchmarkOptions] = field(default_factory=dict)
+    """Name -> benchmark, as `benchmark=[gsm8k,humaneval]` puts them here. None given: the run's own held-out rows, by
+    `data`, `reward` and `evaluation`."""
+    pass_at: list[int] | None = None
+    """Each k of pass@k, and above 2 of maj@k; None: the powers of two up to the samples of a problem."""
+    completions: str | None = None
+    """Score given completions in the place of the family's: `reference`, those of the data itself, or a JSONL file
+    whose lines hold `completion` and `prompt` (or `problem`, the number of a row), and perhaps `exit`, who has
+    answered, `benchmark` and `sample`. Each is scored; nothing is generated."""
+    resamples: int = 2000
+    """Bootstrap draws of an interval."""
+    harness: HarnessOptions = field(default_factory=HarnessOptions)
+    """What lm-evaluation-harness measures."""
 
 
 @dataclass
@@ -66,13 +88,31 @@ class ServeOptions:
 class ExportOptions:
     """The `export` block, read by `stage=export`."""
 
-    exit: str | None = None
-    """The exit whose branch is exported; None: the family's default exit."""
+    exit: Any = None
+    """The exit whose branch is exported, or a list of exits; None: each exit of the family."""
     format: str = "merged"
-    """`merged`: a stock Qwen; `factored`: the factors of a compressed exit as they are, fewer bytes, with a modelling
-    file that loads them through `trust_remote_code`."""
+    """`merged`: each exit as a stock Qwen; `factored`: the factors of a compressed exit as they are, fewer bytes, with
+    a modelling file that loads them through `trust_remote_code`; `family`: all exits in the family's own format;
+    `ruyi`: all exits under the names of the published Ruyi checkpoints."""
     output: str | None = None
-    """Folder that the branch is exported to; None: `<run_dir>/export/<exit>-<format>`."""
+    """Folder to export to, of several exits a folder each in it; None: `<run_dir>/export/<exit>-<format>`, or
+    `<run_dir>/export/<format>` where one folder holds all exits."""
+    check: str = "all"
+    """What is compared with the family before the export counts as done: `logits`, as transformers computes them from
+    the folder, or `all`: where vLLM is installed its log-probs too, for 10 to 30 seconds an exit on a CPU."""
+    license: str | None = None
+    """License in the model card, an identifier of the hub's such as apache-2.0; None: the one that the base's card
+    names, where that is at hand."""
+
+
+@dataclass
+class MemoryOptions:
+    """The `memory` block, read by `stage=memory`."""
+
+    device: str = "auto"
+    """What is trained on: `cuda`, `cpu`, or `auto`: cuda where this machine has a GPU or `model.base` names a model."""
+    gigabytes: float | None = None
+    """Memory of the device, in units of 10^9 bytes; None: this machine's, where it has such a device."""
 
 
 @dataclass
@@ -98,3 +138,16 @@ class CheckRewardOptions:
     """Most rows of the table of samples."""
     output: str | None = None
     """JSON file for all results; an older file is replaced. None: they are only shown."""
+
+
+@dataclass
+class CompareOptions:
+    """The `compare` block, read by `stage=compare`."""
+
+    stage: str | None = None
+    """The stage whose results are compared; None: what a sweep asked for, else the furthest that a run has begun."""
+    metrics: list[str] | None = None
+    """Dotted paths in summary.json, `*` for the exit, such as `exits.*.reward_last`; None: held-out pass rates before
+    and after, greedy, benchmarks and seconds."""
+    output: str | None = None
+    """Folder for compare.json, .csv, .md and .png; None: the sweep's, else one by the runs in `multirun`."""

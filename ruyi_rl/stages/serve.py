@@ -6,11 +6,10 @@ import os
 import sys
 
 from ruyi_rl.config import RunConfig
-from ruyi_rl.report.libraries import quiet_libraries
 from ruyi_rl.report.streams import note_console
 from ruyi_rl.rollout.vllm_version import vllm_problem
-from ruyi_rl.stages.export import write_export
-from ruyi_rl.stages.exported import default_exit, export_folder, is_export, origin, require_own
+from ruyi_rl.stages.export import write_exports
+from ruyi_rl.stages.exported import is_export, require_own, serve_target
 from ruyi_rl.stages.vllm_command import server_command
 from ruyi_rl.tools import find_family
 from ruyi_rl.validation.model import family_exits, read_model_config
@@ -27,17 +26,15 @@ def run(config: RunConfig) -> None:
     options, family, notes = config.serve, find_family(config), note_console()
     environment = dict(os.environ)
     stored = read_model_config("start_from", family)
-    exit = options.exit or default_exit(stored, family_exits(stored))
-    folder = export_folder(config, exit)
-    if not config.fresh and is_export(folder, origin(family, exit, "merged")):
-        notes.print(f"{folder} holds {exit} of {family} already", style="dim", markup=False, soft_wrap=True)
+    target = serve_target(config, stored, family_exits(stored))
+    if not config.fresh and is_export(family, target):
+        notes.print(
+            f"{target.folder} holds {target.exit} of {family} already", style="dim", markup=False, soft_wrap=True
+        )
     else:
-        require_own("serve.output", folder)
-        with notes.status(f"exporting {exit} of {family}"):
-            quiet_libraries()
-            write_export(family, exit, folder, "merged")
-        notes.print(f"{exit} of {family} exported to {folder}", style="dim", markup=False, soft_wrap=True)
-    command = server_command(folder, exit, options)
+        require_own("serve.output", target.folder)
+        write_exports(family, [target], notes)
+    command = server_command(target.folder, target.exit, options)
     if options.rollout and options.host not in ("127.0.0.1", "localhost", "::1"):
         notes.print(
             f"whoever reaches {options.host}:{options.port} can replace the weights; serve.rollout=false forbids it",

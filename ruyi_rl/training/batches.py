@@ -65,3 +65,15 @@ def plan_batches(
         world_size=world_size,
         micro_batches=steps,
     )
+
+
+def packed_prompts(micro_batch: int, exits: int, samples: int) -> int:
+    """Prompts of a micro-batch at most: one that is no whole prompts begins and ends inside one.
+
+    Args:
+        micro_batch: its rows.
+        exits: that answer every prompt.
+        samples: G, completions of one (prompt, exit).
+    """
+    rows = micro_batch // exits
+    return max((n * rows + rows - 1) // samples - n * rows // samples + 1 for n in range(samples))

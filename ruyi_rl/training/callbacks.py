@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from ruyi_rl import ranks
 from ruyi_rl.heart import Heart
+from ruyi_rl.report.html.upkeep import Upkeep
 from ruyi_rl.run_folder import write_text
 from ruyi_rl.signals import StepAbandoned, StopSignal
 from ruyi_rl.training.checkpoints import Checkpoints, saved_run_state
@@ -144,6 +145,17 @@ class OnSave(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         self.record()
+
+
+class ReportRefresh(TrainerCallback):
+    """Lets the run's report follow the training (rank 0)."""
+
+    def __init__(self, upkeep: Upkeep):
+        self.upkeep = upkeep
+
+    def on_log(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.upkeep.refresh()
 
 
 class RunStateOf(TrainerCallback):

@@ -14,12 +14,25 @@ from ruyi_rl import ranks
 from ruyi_rl.checkpoint_folder import flush_files
 from ruyi_rl.execution import StageContext
 from ruyi_rl.ownership import require_own
+from ruyi_rl.report.html.upkeep import Upkeep
 from ruyi_rl.report.progress import TrainingProgress
 from ruyi_rl.signals import StepAbandoned
-from ruyi_rl.training.callbacks import Beats, MetricsFile, NoLastCheckpoint, OnSave, RunStateOf, StopOnSignal
+from ruyi_rl.training.callbacks import (
+    Beats,
+    MetricsFile,
+    NoLastCheckpoint,
+    OnSave,
+    ReportRefresh,
+    RunStateOf,
+    StopOnSignal,
+)
 from ruyi_rl.training.checkpoints import newest_whole
 from ruyi_rl.training.phases import phase_metrics
+from ruyi_rl.training.trackers import tracked
 from ruyi_rl.watchdog import watched
+
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+"""What accelerate sets where DeepSpeed trains on one rank without a launcher."""
 
 
 def train(
@@ -66,11 +79,13 @@ def train(
     trainer.max_skipped_updates, trainer.announce = context.config.max_skipped_updates, say
     going_on = RunStateOf(trainer, checkpoint)
     ours = (metrics, progress, stop, NoLastCheckpoint(), OnSave(context.record), going_on, Beats(context.heart))
-    for callback in (*ours, *watching):
+    refresh = ReportRefresh(Upkeep(context.folder.parent, say))
+    for callback in (*ours, *watching, refresh):
         trainer.add_callback(callback)
+    begun = 0 if checkpoint is None else int(checkpoint.name.removeprefix("checkpoint-"))
     try:
         trainer.phases.listener = context.heart.enter
-        with watched(context), context.stop.gently() as section:
+        with tracked(trainer, context, phase, begun), watched(context), context.stop.gently() as section:
             try:
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             except StepAbandoned:
@@ -122,10 +137,11 @@ def leave_deepspeed() -> None:
     """Lets the next model be loaded whole, and trained as its own arguments say.
 
     A ZeRO-3 configuration that is still known would shard it; accelerate leaves a variable by which each later trainer
-    of this process, and of those that it starts, would be under DeepSpeed. With `enter_deepspeed`'s LOCAL_RANK a
-    trainer of a process that this one starts would take itself for one of several ranks.
+    of this process, and of those that it starts, would be under DeepSpeed. With `enter_deepspeed`'s LOCAL_RANK, and
+    what accelerate makes of it, a process that this one starts would take itself for a launcher's rank.
     """
     unset_hf_deepspeed_config()
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-    if "RANK" not in os.environ:  # no launcher has set them
-        os.environ.pop("LOCAL_RANK", None)
+    if "MASTER_ADDR" not in os.environ:  # no launcher has set them
+        for name in RANK_VARIABLES:
+            os.environ.pop(name, None)

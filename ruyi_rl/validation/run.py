@@ -16,13 +16,20 @@ from ruyi_rl.refusal import Refusal
 from ruyi_rl.rewards.check import check_reward
 from ruyi_rl.run_folder import StageFolder
 from ruyi_rl.validation.authoring import check_reward_tool
+from ruyi_rl.validation.benchmarks import check_benchmarks
+from ruyi_rl.validation.comparing import check_compare
 from ruyi_rl.validation.deepspeed import check_deepspeed
 from ruyi_rl.validation.expansion import families
+from ruyi_rl.validation.exporting import check_push
 from ruyi_rl.validation.guards import check_quality_guards
+from ruyi_rl.validation.harness import check_harness
 from ruyi_rl.validation.known_family import KnownFamily, known_family
+from ruyi_rl.validation.memory import check_memory
 from ruyi_rl.validation.model import CHAT_STAGES, check_chat_template, check_model
+from ruyi_rl.validation.report import check_report
 from ruyi_rl.validation.rollout import check_lengths, check_rollout
 from ruyi_rl.validation.serving import check_launch, check_tool
+from ruyi_rl.validation.trackers import check_stage_trackers
 from ruyi_rl.validation.training import (
     check_aggregation,
     check_eval,
@@ -47,8 +54,18 @@ def validate(config: RunConfig) -> None:
         return
     check_secrets(asdict(config))
     check_launch(config)
+    check_push(config)
     if config.stage.name in REWARD_TOOLS:
         check_reward_tool(config)
+        return
+    if config.stage.name == "report":
+        check_report(config)
+        return
+    if config.stage.name == "memory":
+        check_memory(config)
+        return
+    if config.stage.name == "compare":
+        check_compare(config)
         return
     if config.stage.name in TOOLS:
         check_tool(config)
@@ -71,6 +88,8 @@ def validate(config: RunConfig) -> None:
     if measuring := [stage for stage in stages if stage in CHAT_STAGES]:
         check_chat_template(config, stages)
         check_evaluation(config.evaluation)
+        if "eval" in stages:
+            check_benchmarks(config)
         check_quality_guards(config, stages)
         last = before[measuring[-1]]
         check_rollout(config.rollout, None if last is None else last.depths, _world_size(config))
@@ -81,6 +100,7 @@ def validate(config: RunConfig) -> None:
 
 def _check_stage(config: RunConfig, stage: str, family: KnownFamily | None) -> None:
     """Check the block of a stage that starts from this family."""
+    check_stage_trackers(config, stage)
     kind = TWINS.get(stage, stage)
     if kind == "pretrain":
         check_pretrain(stage, getattr(config, stage), family)
@@ -91,7 +111,9 @@ def _check_stage(config: RunConfig, stage: str, family: KnownFamily | None) -> N
         check_grpo(config.grpo, family, began_on or _world_size(config), config.rollout.backend)
         check_aggregation(config.reward, config.grpo)
     elif kind == "eval":
-        check_eval(config.eval.exits, family)
+        # Given completions may be of others than the family's exits.
+        check_eval(config.eval.exits, None if config.eval.completions else family)
+        check_harness(config.eval.harness, _world_size(config))
 
 
 def check_writable(folder: Path) -> None:
@@ -110,7 +132,7 @@ def check_writable(folder: Path) -> None:
 def _check_data(config: RunConfig, stages: list[str], columns: list[str]) -> None:
     """Check the rows of every stage; `columns`: what the rewards read of them in `grpo` and `eval`."""
     for stage in stages:
-        if stage not in ROWS:
+        if stage not in ROWS or (stage == "eval" and config.eval.benchmarks):  # which have rows of their own
             continue
         block, form = getattr(config, stage), ROWS[stage]
         own = block.data if stage == "compress" else None

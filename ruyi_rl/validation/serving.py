@@ -1,4 +1,4 @@
-"""`stage=generate`, `stage=export` and `stage=serve`: what can be known of them before torch is imported."""
+"""The tools that read a family: what can be known of them before torch is imported."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from ruyi_rl.pipeline import check_stages
 from ruyi_rl.redaction import is_secret
 from ruyi_rl.refusal import Refusal, nearest
 from ruyi_rl.rollout.vllm_version import vllm_problem
-from ruyi_rl.stages.exported import default_exit, export_folder, factored_modules, require_own
-from ruyi_rl.stages.options import EXPORT_FORMATS, ExportOptions, GenerateOptions, ServeOptions
+from ruyi_rl.stages.exported import require_own, serve_target
+from ruyi_rl.stages.options import GenerateOptions, ServeOptions
 from ruyi_rl.stages.prompts import read_prompts
 from ruyi_rl.tools import find_family
+from ruyi_rl.validation.exporting import check_export
 from ruyi_rl.validation.folders import require_folder
 from ruyi_rl.validation.known_family import described_family
 from ruyi_rl.validation.model import check_model, family_exits, read_model_config
 from ruyi_rl.validation.rollout import check_rollout
-from ruyi_rl.validation.values import require, require_choice, require_exits
+from ruyi_rl.validation.values import require, require_exits
 
 SERVE_KEYS = {"model": "serve.exit", "host": "serve.host", "port": "serve.port"}
 """Flag of vLLM's that another key decides -> that key."""
@@ -57,16 +58,15 @@ def check_tool(config: RunConfig) -> None:
         _check_prompts(config.generate, folder)
         check_rollout(config.rollout, described_family(stored).depths, 1)
         return
-    block = config.export if name == "export" else config.serve
-    exit = block.exit or default_exit(stored, exits)
-    _check_exits(f"{name}.exit", [exit], folder, exits)
     if name == "export":
-        _check_format(config.export, folder, exit, factored_modules(stored, exits, exit))
-    else:
-        _check_server(config.serve)
-    output = export_folder(config, exit)
-    require_folder(f"{name}.output", output)
-    require_own(f"{name}.output", output)
+        check_export(config, folder, stored, exits)
+        return
+    if config.serve.exit is not None:
+        _check_exits("serve.exit", [config.serve.exit], folder, exits)
+    _check_server(config.serve)
+    output = serve_target(config, stored, exits).folder
+    require_folder("serve.output", output)
+    require_own("serve.output", output)
     if config.launch:
         _check_can_launch(config.serve)
 
@@ -137,13 +137,6 @@ def _check_prompts(options: GenerateOptions, folder: Path) -> None:
         what = "a folder" if output.is_dir() else "generate.file"
         raise Refusal("generate.output", f"{output} is {what}", "a file of its own")
     require_folder("generate.output", output.parent)
-
-
-def _check_format(options: ExportOptions, folder: Path, exit: str, factored: list[str]) -> None:
-    require_choice("export.format", options.format, EXPORT_FORMATS)
-    if options.format == "factored" and not factored:
-        problem = f"'factored', but {folder} holds no factors of {exit}"
-        raise Refusal("export.format", problem, "merged; or a family that stage=compress has made")
 
 
 def _check_server(options: ServeOptions) -> None:

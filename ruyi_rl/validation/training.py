@@ -29,7 +29,7 @@ WITHOUT_MEANING = {
     "eval_strategy": ("no", "evaluation.problems and evaluation.samples measure held-out rows"),
     "eval_on_start": (False, "evaluation.problems and evaluation.samples measure held-out rows"),
     "load_best_model_at_end": (False, "evaluation.every with keep_best=exit|mean"),
-    "push_to_hub": (False, "stage=export, and a push of what it has written"),
+    "push_to_hub": (False, "stage=export push_to=<hub id>"),
     "save_only_model": (False, "false: the same command goes on from a checkpoint, which needs the optimiser's state"),
     "ignore_data_skip": (False, "false: a resumed run goes on with the rows that the whole run would have had next"),
 }

@@ -165,6 +165,7 @@ def test_name_is_shared_by_stages_and_by_what_does_not_change_results():
 
 def test_a_tool_finds_the_run_whatever_it_is_asked_for():
     tool = ["stage=serve", "launch=true", "serve.port=1", "serve.engine.max_model_len=64", "generate.prompt=x"]
+    tool += ["push_to=me/model", "export.exit=[small,large]", "export.check=logits"]
     assert composed(*tool).name == composed().name
     assert composed(*tool, "model.exits.small=0").name == composed("model.exits.small=0").name
 

@@ -1,13 +1,15 @@
 """Folders: the published names, round trips, sharding, Auto classes, and the configuration's refusals."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ruyi_rl.family import Family, FamilyConfig
+from tests.published_checkpoint import written_by_hand
 
 EXITS = {"small": 1, "medium": 2, "large": 4}
 
@@ -24,64 +26,6 @@ def test_sharded_round_trip(backbone, padded_batch, tmp_path, kind, tied, shared
         assert all(torch.equal(state[name], tensor) for name, tensor in family.state_dict().items())
         torch.testing.assert_close(loaded(*padded_batch).logits["medium"], family(*padded_batch).logits["medium"])
     assert FamilyConfig.from_pretrained(tmp_path).exits == EXITS
-
-
-def written_by_hand(folder, model_type: str, shared: bool) -> dict[str, torch.Tensor]:
-    """A checkpoint under the published keys and names, made without any code of the package."""
-    qwen2 = model_type == "ruyi_qwen2"
-    vocab, hidden, inner, layers, heads, kv, points = 61, 24, 40, 4, 3, 1, [0, 1, 3]
-    head_dim = hidden // heads
-    config = {
-        "model_type": model_type,
-        "architectures": ["RuyiForCausalLM"],
-        "vocab_size": vocab,
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": False,
-        "use_sliding_window": True,
-        "sliding_window": 4,
-        "max_window_layers": 0,
-        "early_exit_points": points,
-        "shared_heads": shared,
-        "default_early_exit_point": -1,
-        **({} if qwen2 else {"head_dim": head_dim}),
-    }
-    generator = torch.Generator().manual_seed(5)
-
-    def random(*shape):
-        return torch.randn(shape, generator=generator) * 0.3
-
-    tensors = {"model.embed_tokens.weight": random(vocab, hidden)}
-    places = [f"model.layers.{i}" for i in range(layers)] + [f"model.eelayers.{j}" for j in range(len(points) - 1)]
-    for place in places:
-        for name, rows in (("q_proj", heads * head_dim), ("k_proj", kv * head_dim), ("v_proj", kv * head_dim)):
-            tensors[f"{place}.self_attn.{name}.weight"] = random(rows, hidden)
-            if qwen2:
-                tensors[f"{place}.self_attn.{name}.bias"] = random(rows)
-        tensors[f"{place}.self_attn.o_proj.weight"] = random(hidden, heads * head_dim)
-        if not qwen2:
-            tensors[f"{place}.self_attn.q_norm.weight"] = random(head_dim) + 1
-            tensors[f"{place}.self_attn.k_norm.weight"] = random(head_dim) + 1
-        tensors[f"{place}.mlp.gate_proj.weight"] = random(inner, hidden)
-        tensors[f"{place}.mlp.up_proj.weight"] = random(inner, hidden)
-        tensors[f"{place}.mlp.down_proj.weight"] = random(hidden, inner)
-        tensors[f"{place}.input_layernorm.weight"] = random(hidden) + 1
-        tensors[f"{place}.post_attention_layernorm.weight"] = random(hidden) + 1
-    for index in range(len(points)):
-        tensors[f"model.norms.{index}.weight"] = random(hidden) + 1
-        if not shared:
-            tensors[f"lm_head.{index}.weight"] = random(vocab, hidden)
-    if shared:
-        tensors["lm_head.weight"] = random(vocab, hidden)
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return tensors
 
 
 def independent_logits(tensors, ids: torch.Tensor, exit_index: int, shared: bool) -> torch.Tensor:
@@ -205,3 +149,11 @@ def test_published_sizes():
     # The names count one vocabulary matrix; a branch has two, the embedding and its head.
     sizes = [family.branch_parameters(name) - 151936 * 5120 for name in family.exits]
     assert [round(size / 1e9, 3) for size in sizes] == [1.769, 8.045, 13.990]
+
+
+@pytest.mark.slow
+def test_a_configuration_loads_before_any_family_was_imported(tmp_path, backbone):
+    FamilyConfig.from_backbone(backbone(), EXITS).save_pretrained(tmp_path)
+    code = "import sys; from ruyi_rl.family import FamilyConfig; print(FamilyConfig.from_pretrained(sys.argv[1]).exits)"
+    shown = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == str(EXITS)

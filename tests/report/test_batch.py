@@ -4,9 +4,11 @@ import math
 import pytest
 from rich.console import Console
 
-from ruyi_rl.report.batch import Prompts, StepPlan, byte_size, grpo_steps, plan_table, sft_steps
+from ruyi_rl.report.batch import Prompts, StepPlan, grpo_steps, plan_table, print_plan, sft_steps
+from ruyi_rl.report.memory import MemoryReport, byte_size
 from ruyi_rl.training.batches import plan_batches
 from ruyi_rl.training.memory import training_state
+from ruyi_rl.training.memory_estimate import Engines, MemoryEstimate
 from ruyi_rl.training.rows import FamilySampler
 
 
@@ -104,7 +106,13 @@ def test_sizes_have_three_digits(size, text):
     assert byte_size(size) == text
 
 
-def test_memory_of_a_rank_names_what_there_is():
-    text = shown(plan(state=training_state("zero2", ranks=8, trained=1_000_000_000, frozen=0, bits16=True)))
-    assert "memory of a rank 3.75 GB weights 2 GB, gradients 250 MB, float32 masters 500 MB, AdamW 1 GB;" in text
-    assert "masters" not in shown(plan(state=training_state("off", ranks=1, trained=1000, frozen=0, bits16=True)))
+def test_the_plan_ends_with_the_memory():
+    state = training_state("zero2", ranks=8, trained=1_000_000_000, frozen=0, bits16=True)
+    estimate = MemoryEstimate(state, 10**9, 10**8, 0, 0, Engines(), 0)
+    console = Console(width=120, file=io.StringIO())
+    print_plan(console, plan(memory=MemoryReport(estimate, "cuda", 24 * 10**9, True)))
+    text = " ".join(console.file.getvalue().split())
+    assert "memory of a rank 3.75 GB weights 2 GB, gradients 250 MB, float32 masters 500 MB, AdamW 1 GB" in text
+    assert "4.85 GB while training; an estimate; 24 GB are there" in text and "are needed" not in text
+    print_plan(console, plan(memory=MemoryReport(estimate, "cuda", 4 * 10**9, True)))
+    assert "about 4.85 GB are needed on a rank, and the GPU has 4 GB: a higher deepspeed=" in console.file.getvalue()

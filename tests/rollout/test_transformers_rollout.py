@@ -51,7 +51,28 @@ def test_greedy_equals_the_stock_branch_alone(family, tokenizer, exit, batch_siz
     stock = family.branch(exit)
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         alone = stock.generate(torch.tensor([prompt]), max_new_tokens=7, do_sample=False)[0, len(prompt) :]
-        assert completion == cut_at_end(alone.tolist(), [tokenizer.eos_token_id])
+        expected = cut_at_end(alone.tolist(), [tokenizer.eos_token_id])
+        assert (completion.token_ids, completion.finished) == (expected.token_ids, expected.finished)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_greedy_log_probs_are_the_stock_branchs(family, tokenizer, penalty):
+    """Of the distribution at temperature 1 after the penalty, as tests/rollout/test_vllm_rollout.py has it of vLLM."""
+    sampling = Sampling(max_new_tokens=7, temperature=0, repetition_penalty=penalty)
+    # transformers penalises the padding too, as if it had been said: one prompt at a time has none.
+    rollout = rollout_of(family, tokenizer, 5 if penalty == 1 else 1)
+    completions = rollout.generate(requests_for("large", PROMPTS), sampling)
+    stock = family.branch("large")
+    for prompt, completion in zip(PROMPTS, completions, strict=True):
+        ids = [*prompt, *completion.token_ids]
+        logits = stock(torch.tensor([ids])).logits[0]
+        for place, log_prob in enumerate(completion.log_probs, len(prompt)):
+            row, seen = logits[place - 1].clone(), sorted(set(ids[:place]))
+            row[seen] = torch.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
+            assert log_prob == pytest.approx(row.log_softmax(-1)[ids[place]].item(), abs=1e-4)
+        assert len(completion.log_probs) == len(completion.token_ids)
+    drawn = rollout_of(family, tokenizer, 5).generate(requests_for("large", PROMPTS), Sampling(max_new_tokens=2))
+    assert all(completion.log_probs is None for completion in drawn)
 
 
 def total_variation(counts, expected):

@@ -33,3 +33,11 @@ def family_folder(tmp_path_factory):
     family.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def export_config():
+    """The configuration of `stage=export` without vLLM, for `run_tool_command`."""
+    from ruyi_rl.cli.compose import compose_config, to_run_config
+
+    return to_run_config(compose_config(["stage=export", "export.check=logits", "run_dir=run"]))

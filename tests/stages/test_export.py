@@ -1,4 +1,4 @@
-"""`stage=export` through the command: both formats, what is refused, and vLLM on what is merged."""
+"""`stage=export`: which folders, what they hold, what is done again, what fails and is refused."""
 
 import json
 import os
@@ -6,14 +6,14 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ruyi_rl.__main__ import main
 from ruyi_rl.family import Family
-from ruyi_rl.rollout.vllm_version import import_problem, vllm_problem
-from ruyi_rl.stages import export as stage
 from ruyi_rl.stages.exported import factored_modules
 from tests.factored_family import with_factors
+from tests.stages.quick_command import run_tool_command
 
 IDS = torch.tensor([[51, 43, 53, 61, 100, 7], [9, 8, 7, 6, 5, 4]])
 
@@ -28,13 +28,13 @@ def compressed_folder(family_folder, tmp_path_factory):
 
 
 @pytest.fixture
-def export(compressed_folder, tmp_path, monkeypatch, capsys):
-    """Runs the command on the exit `small`; returns what it wrote on standard output and standard error."""
+def export(export_config, compressed_folder, tmp_path, monkeypatch, capsys):
+    """Runs the stage on the exit `small`; returns what it wrote on standard output and standard error. Without vLLM:
+    capsys, which reads that, has no file descriptor for it."""
     monkeypatch.chdir(tmp_path)
 
     def run(*overrides, family=compressed_folder, status=0):
-        command = ["stage=export", f"start_from={family}", "run_dir=run", "export.exit=small", *overrides]
-        assert main(command) == status
+        assert run_tool_command(export_config, f"start_from={family}", "export.exit=small", *overrides) == status
         return capsys.readouterr()
 
     return run
@@ -43,6 +43,19 @@ def export(compressed_folder, tmp_path, monkeypatch, capsys):
 def logits_of(family, exit="small"):
     with torch.no_grad():
         return Family.from_pretrained(str(family))(IDS, exits=exit).logits[exit]
+
+
+def test_the_command_prints_lines_of_python_alone(compressed_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = [f"start_from={compressed_folder}", "run_dir=run", "export.check=logits", "export.exit=[medium,large]"]
+    assert main(["stage=export", *asked]) == 0
+    blocks = capsys.readouterr().out.split("\n\n")
+    for block, exit in zip(blocks, ("medium", "large"), strict=True):
+        found = {}
+        exec(block, found)  # noqa: S102
+        assert torch.equal(found["model"](IDS).logits, logits_of(compressed_folder, exit))
+    assert main(["stage=export", "export.formats=merged"]) == 2
+    assert "export.formats" in capsys.readouterr().err
 
 
 def test_both_formats_load_by_the_lines_that_are_printed(export, compressed_folder, tmp_path):
@@ -86,10 +99,54 @@ def test_weights_of_16_bits_stay_so(export, compressed_folder, tmp_path, dtype, 
     assert (mark["difference"] == 0) == (format == "factored"), shown.err
 
 
-def test_the_default_exit_and_its_stock_model(export, compressed_folder, tmp_path):
-    assert "/run/export/large-merged'" in export("export.exit=null").out
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export" / "large-merged")
-    assert torch.equal(model(IDS).logits, logits_of(compressed_folder, "large"))
+def test_every_exit_is_exported_unless_some_are_named(export, compressed_folder, tmp_path):
+    shown = export("export.exit=null")
+    folders = tmp_path / "run" / "export"
+    assert sorted(path.name for path in folders.iterdir()) == ["large-merged", "medium-merged", "small-merged"]
+    assert shown.out.count("AutoModelForCausalLM.from_pretrained") == 3
+    for exit in ("medium", "large"):  # small's factors are merged
+        model = AutoModelForCausalLM.from_pretrained(folders / f"{exit}-merged")
+        assert type(model).__name__ == "Qwen3ForCausalLM"
+        assert torch.equal(model(IDS).logits, logits_of(compressed_folder, exit))
+    export("export.exit=[large,small]", "export.output=some")
+    assert sorted(path.name for path in (tmp_path / "some").iterdir()) == ["large", "small"]
+    export("export.exit=null", "export.format=factored", "export.output=factored")
+    assert [path.name for path in (tmp_path / "factored").iterdir()] == ["small"]  # the others hold no factors
+
+
+def test_only_the_folder_that_is_missing_is_made_again(export, compressed_folder, tmp_path):
+    folders = tmp_path / "run" / "export"
+    export("export.exit=null")
+    made = (folders / "large-merged" / "model.safetensors").stat().st_mtime_ns
+    shutil.rmtree(folders / "medium-merged")
+    again = export("export.exit=null").err
+    assert again.count("already") == 2 and "medium of" in again
+    assert (folders / "large-merged" / "model.safetensors").stat().st_mtime_ns == made
+    assert (folders / "medium-merged" / "README.md").is_file()
+
+
+def test_the_family_in_its_own_format_keeps_its_factors(export, compressed_folder, tmp_path):
+    found = {}
+    shown = export("export.exit=null", "export.format=family")
+    exec(shown.out, found)  # noqa: S102
+    folder, source = tmp_path / "run" / "export" / "family", Family.from_pretrained(str(compressed_folder))
+    assert found["family"].config.factor_ranks == source.config.factor_ranks
+    assert found["tokenizer"].chat_template and (folder / "README.md").is_file()
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(found["family"].state_dict()[name], tensor)
+
+
+def test_older_libraries_find_what_they_look_for(export, compressed_folder, tmp_path):
+    """transformers 4 knows no `rope_parameters` and no `dtype`: it would take its defaults and say nothing."""
+    family = shutil.copytree(compressed_folder, tmp_path / "family")
+    config = json.loads((family / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "linear", "factor": 2.0, "rope_theta": 77777.0}
+    (family / "config.json").write_text(json.dumps(config))
+    export(family=family)
+    written = json.loads((tmp_path / "run" / "export" / "small-merged" / "config.json").read_text())
+    assert written["rope_theta"] == 77777.0 and written["torch_dtype"] == "float32"
+    assert written["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    assert written["rope_parameters"] == config["rope_parameters"]
 
 
 def test_the_same_command_does_nothing_again(export, compressed_folder, tmp_path):
@@ -100,11 +157,13 @@ def test_the_same_command_does_nothing_again(export, compressed_folder, tmp_path
     again = export("export.output=out", family=family)
     assert "already" in again.err and "already" not in first.err and again.out == first.out
     assert weights.stat().st_mtime_ns == made
-    for change in ("export.format=factored", "export.exit=medium", "fresh=true"):
+    for change in ("export.format=factored", "fresh=true"):
         before = weights.stat().st_mtime_ns
         assert "already" not in export("export.output=out", change, family=family).err
         assert weights.stat().st_mtime_ns != before
     os.utime(family / "model.safetensors", ns=(1, 1))
+    assert "already" not in export("export.output=out", family=family).err
+    (tmp_path / "out" / "exported.json").write_text(json.dumps({"exit": "small"}))  # of another version
     assert "already" not in export("export.output=out", family=family).err
     assert not (tmp_path / "out" / "modeling_factored_qwen.py").exists()  # of the factored one before
 
@@ -132,35 +191,51 @@ def test_an_export_that_is_not_the_family_fails(export, compressed_folder, tmp_p
     monkeypatch.setattr(Family, "branch", damaged)
     shown = export(family=family, status=1)
     assert "must not be used" in shown.err and "Traceback" not in shown.err and not shown.out
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    assert "already" not in export(family=family).err
+    assert json.loads((tmp_path / "run" / "export" / "small-merged" / "exported.json").read_text()) == {}
 
 
-def test_tolerances_follow_the_dtype():
-    assert stage.tolerance(torch.float32, 30.0) == pytest.approx(3e-3)
-    assert stage.tolerance(torch.float32, 0.1) == pytest.approx(1e-4)
-    assert stage.tolerance(torch.bfloat16, 10.0) == pytest.approx(10 * 8 / 128)
-    assert stage.tolerance(torch.float16, 10.0) == pytest.approx(10 * 8 / 1024)
+def test_an_export_that_fails_holds_no_other_back(export, family_folder, tmp_path, monkeypatch):
+    original = Family.branch
+
+    def damaged(self, exit, copy=True):
+        branch = original(self, exit, copy=True)
+        if exit == "small":
+            wrong_head(branch)
+        return branch
+
+    monkeypatch.setattr(Family, "branch", damaged)
+    shown = export("export.exit=null", family=family_folder, status=1)
+    assert "small-merged must not be used" in shown.err and shown.err.count("must not be used") == 1
+    folders = tmp_path / "run" / "export"
+    assert json.loads((folders / "small-merged" / "exported.json").read_text()) == {}
+    monkeypatch.setattr(Family, "branch", original)
+    assert export("export.exit=null", family=family_folder).err.count("already") == 2
 
 
-def test_what_is_refused(export, compressed_folder, family_folder, tmp_path):
+@pytest.mark.parametrize("format", ["family", "ruyi"])
+def test_a_family_that_lost_a_weight_fails(export, family_folder, tmp_path, monkeypatch, format):
+    from ruyi_rl.stages import export_files
+
+    original = export_files.write_files
+
+    def damaged(family, tokenizer, target, source, sampling):
+        original(family, tokenizer, target, source, sampling)
+        weights = load_file(target.folder / "model.safetensors")
+        weights["model.norms.1.weight"] *= 1.01
+        save_file(weights, target.folder / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(export_files, "write_files", damaged)
+    shown = export("export.exit=null", f"export.format={format}", family=family_folder, status=1)
+    assert "must not be used" in shown.err and not shown.out
+
+
+def test_a_folder_of_other_things_is_left_alone(export, compressed_folder, family_folder, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    for overrides, key, word in (
-        (["export.exit=smal"], "export.exit", "did you mean 'small'?"),
-        (["export.format=merge"], "export.format", "did you mean 'merged'?"),
-        (["export.format=factored", "export.exit=medium"], "export.format", "no factors of medium"),
-        (["export.output=mine"], "export.output", "no export wrote"),
-        ([f"export.output={compressed_folder}"], "export.output", "no export wrote"),
-        (["export.output=/proc/x"], "export.output", "/proc"),
-        (["export.formats=merged"], "export.formats", "export.format"),
-        (["launch=true"], "launch", "stage=serve"),
-        (["num_processes=2"], "num_processes", "one process"),
-    ):
+    for overrides in (["export.output=mine"], [f"export.output={compressed_folder}"]):
         shown = export(*overrides, status=2)
-        assert shown.err.startswith(f"ruyi_rl: {key}: ") and word in shown.err and shown.err.count("\n") == 1
-    assert "export.format: " in export("export.format=factored", family=family_folder, status=2).err
+        assert shown.err.startswith("ruyi_rl: export.output: ") and "no export wrote" in shown.err
+        assert shown.err.count("\n") == 1
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     assert not (tmp_path / "run").exists()
 
@@ -178,40 +253,3 @@ def test_factored_layers_are_told_from_the_config():
         assert set(factored_modules(stored, exits, exit)) == set(names[exit])
     assert factored_modules({"factor_ranks": {"lm_head": 3}}, exits, "medium") == ["lm_head"]
     assert factored_modules({}, exits, "medium") == []
-
-
-@pytest.mark.slow
-def test_vllm_computes_what_the_family_does_from_a_merged_export(compressed_folder, tmp_path):
-    if problem := vllm_problem() or import_problem():
-        pytest.skip(problem)
-    from ruyi_rl.rollout.engine import Engine, leave_groups
-
-    # Not through the command: capsys, which reads what that prints, has no file descriptor for vLLM.
-    stage.write_export(compressed_folder, "small", tmp_path / "small", "merged")
-    engine = Engine(
-        "small",
-        {
-            "model": str(tmp_path / "small"),
-            "dtype": "float32",
-            "max_model_len": 64,
-            "max_num_seqs": 4,
-            "kv_cache_memory_bytes": 2**26,
-            "enforce_eager": True,
-            "skip_tokenizer_init": True,
-            "disable_log_stats": True,
-        },
-    )
-    asked = {"max_tokens": 8, "temperature": 0.0, "logprobs": 0, "prompt_logprobs": 0, "detokenize": False}
-    outputs = engine.generate(IDS.tolist(), [asked] * len(IDS))
-    engine.shut_down()
-    leave_groups()
-    family = Family.from_pretrained(str(compressed_folder))
-    for prompt, output in zip(IDS.tolist(), outputs, strict=True):
-        ids = prompt + list(output.outputs[0].token_ids)
-        steps = [*output.prompt_logprobs[1:], *output.outputs[0].logprobs]
-        got = torch.tensor([step[token].logprob for step, token in zip(steps, ids[1:], strict=True)])
-        with torch.no_grad():
-            log_probs = family(torch.tensor([ids]), exits="small").logits["small"][0, :-1].log_softmax(-1)
-        expected = log_probs.gather(1, torch.tensor(ids[1:])[:, None]).squeeze(1)
-        torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
-        assert ids[len(prompt) :] == log_probs[len(prompt) - 1 :].argmax(-1).tolist()

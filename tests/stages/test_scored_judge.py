@@ -3,9 +3,10 @@
 import pytest
 
 from ruyi_rl import ranks
+from ruyi_rl.benchmarks.verdicts import Judge
 from ruyi_rl.config import RunConfig
 from ruyi_rl.data.tokenizer import byte_tokenizer
-from ruyi_rl.evaluation import Judge, evaluate_family
+from ruyi_rl.evaluation import evaluate_family
 from ruyi_rl.failure import StageFailed
 from ruyi_rl.rewards.failures import FailedSample, RewardFailures, Share, failure_counts, read_rows
 from ruyi_rl.rewards.options import RewardFunctionOptions
@@ -48,7 +49,7 @@ def measured(tmp_path, judge=None, fields=None, other=None, pass_at=1.0):
             EvaluationOptions(problems=10, samples=2, max_new_tokens=4),
             Repeater(),
             1,
-        )["small"]
+        )["small"].score
     return score, failures, pools
 
 

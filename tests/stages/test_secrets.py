@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ruyi_rl.__main__ import main
-from ruyi_rl.cli import sweep
+from ruyi_rl.cli.sweep import local
 
 SECRETS = {
     "token": "hf_Tf9wQmXk2LpZ",
@@ -125,6 +125,10 @@ def test_refusals_printed_configs_and_sweeps_keep_them(command, capfd, monkeypat
     assert "hub_token: '***'" in run(capfd, "stage=grpo", *command, "--cfg", "job", "--resolve")[1]
     refused = run(capfd, "stage=grpo", *command[:-1], "grpo.trainer.hub_token=***")
     assert refused[0] == 2 and "the secret itself" in refused[1]
-    monkeypatch.setattr(sweep, "_run_job", lambda words: 0)
+    monkeypatch.setattr(local, "run_job", lambda words, log, *rest: 0 if "hub_token" in log.read_text() else 1)
     status, printed = run(capfd, "-m", "stage=grpo", "seed=1,2", "name=x${seed}", *command[1:])
-    assert status == 0 and printed.count("grpo.trainer.hub_token=***") == 4
+    assert status == 0 and "job 2/2 done: seed=2" in printed
+    assert (
+        "hub_token=***" in next(Path("multirun").glob("*/sweep.json")).read_text()
+        and holding_secrets(Path("multirun")) == []
+    )

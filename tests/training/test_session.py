@@ -4,13 +4,17 @@ import sys
 
 import pytest
 
+from ruyi_rl.cli.launch import is_rank
 from ruyi_rl.training.session import leave_deepspeed
 
 
 @pytest.fixture
 def in_deepspeed(monkeypatch):
-    """As accelerate leaves the process after a training under DeepSpeed."""
+    """As accelerate leaves the process after a training under DeepSpeed, on one rank without a launcher."""
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
 
 
 def test_after_deepspeed_a_trainer_without_it_is_without_it(in_deepspeed, tmp_path):
@@ -22,17 +26,15 @@ def test_after_deepspeed_a_trainer_without_it_is_without_it(in_deepspeed, tmp_pa
     assert args.distributed_state.distributed_type != DistributedType.DEEPSPEED and args.deepspeed_plugin is None
 
 
-def test_after_deepspeed_a_started_process_is_a_process_of_its_own(in_deepspeed, monkeypatch, tmp_path):
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.delenv("RANK", raising=False)
+def test_after_deepspeed_a_started_process_is_no_rank(in_deepspeed, tmp_path):
     leave_deepspeed()
+    assert not is_rank()
     code = "import sys; from trl import SFTConfig; print(SFTConfig(sys.argv[1], use_cpu=True, bf16=False).world_size)"
     told = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True)
     assert told.stdout.split() == ["1"]
 
 
 def test_after_deepspeed_a_rank_of_a_launcher_stays_one(in_deepspeed, monkeypatch):
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     leave_deepspeed()
-    assert os.environ["LOCAL_RANK"] == "0"
+    assert is_rank() and os.environ["LOCAL_RANK"] == "0"

@@ -1,0 +1,1 @@
+"""What completions of benchmark problems come to: pass@k, maj@k, cost, intervals, the files of an evaluation."""
