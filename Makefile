@@ -7,8 +7,9 @@
 PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.13,$(shell command -v $(name))))
 # nproc would answer OMP_NUM_THREADS where that is set.
 CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-# Every worker holds torch and a test's models, so more than four would ask for more memory than a laptop has.
-WORKERS ?= $(shell echo $$(( $(CORES) < 4 ? $(CORES) : 4 )))
+# One more than cores, for many tests wait for processes that they have started. Every worker holds torch and a test's
+# models, so more than four would ask for more memory than a laptop has.
+WORKERS ?= $(shell echo $$(( $(CORES) < 4 ? $(CORES) + 1 : 4 )))
 
 .PHONY: help run test setup lint clean-venv
 
@@ -18,7 +19,7 @@ help:
 run: setup
 	@.venv/bin/python -m ruyi_rl stage=grpo $(ARGS)
 
-# One thread a worker: workers × threads = cores. worksteal, because a few tests take most of the time.
+# One thread a worker, for cores and workers are about as many. worksteal, because a few tests take most of the time.
 test: setup
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "" -n $(WORKERS) --dist worksteal --durations=15 $(ARGS)
 
