@@ -31,7 +31,7 @@ class ExitScore:
     greedy: float
     """Share of problems that greedy decoding solves."""
     mean_tokens: float
-    """Tokens of a sampled completion, its end token included."""
+    """Tokens of a sampled completion, its end token included; NaN where there is none."""
     truncated: float
     """Share of sampled completions that the token limit ended."""
     failures: int
@@ -127,8 +127,8 @@ def exit_score(problems: Sequence[Answered], seconds: float) -> ExitScore:
         pass_rate=statistics.fmean(rates) if rates else math.nan,
         standard_error=statistics.stdev(rates) / math.sqrt(len(rates)) if len(rates) > 1 else math.nan,
         greedy=statistics.fmean(greedy) if greedy else math.nan,
-        mean_tokens=sum(sample.tokens for sample in samples) / max(len(samples), 1),
-        truncated=sum(not sample.finished for sample in samples) / max(len(samples), 1),
+        mean_tokens=statistics.fmean(sample.tokens for sample in samples) if samples else math.nan,
+        truncated=statistics.fmean(not sample.finished for sample in samples) if samples else math.nan,
         failures=sum(attempt.right is None for problem in problems for attempt in problem.attempts),
         seconds=seconds,
     )

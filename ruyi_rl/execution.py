@@ -24,7 +24,7 @@ from ruyi_rl.failure import Interrupted, StageFailed
 from ruyi_rl.heart import Heart
 from ruyi_rl.launcher_command import launched_command, launcher
 from ruyi_rl.lost_rank import is_lost_rank, lost_rank
-from ruyi_rl.pipeline import Step, Work
+from ruyi_rl.pipeline import WITHOUT_FAMILY, Step, Work
 from ruyi_rl.redaction import Redaction
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.report.html.upkeep import keep_report
@@ -269,6 +269,9 @@ def _manifest(item: Work, config: RunConfig) -> Manifest:
         stored.config_hash, stored.decided_by = step.config_hash, step.decided_by
         stored.world_size = step.folder.began_on() or ranks.world_size()
         stored.deepspeed = config.deepspeed.mode
+        if step.stage in WITHOUT_FAMILY:
+            # It measures what is there now; a training goes on from the weights that it began with.
+            stored.input, stored.input_hash = str(step.input), fingerprint(step.input)
         return stored
     return Manifest(
         stage=step.stage,

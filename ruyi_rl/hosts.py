@@ -22,6 +22,9 @@ from ruyi_rl.shared_folder import NOT_MIRRORED, FolderCopies, find_copies
 PLACE = ".ranks.json"
 """In a run folder that hosts do not share: the ranks that wrote this copy."""
 
+BY_TIMES = ("start_from", "files")
+"""What decides a stage and need not be equal on every host."""
+
 
 def meet(run: Path) -> FolderCopies:
     """Makes the run folder on every host and finds out which hosts share it; every rank calls it.
@@ -75,8 +78,8 @@ def pending_on_rank_zero(found: Sequence[Step], config: RunConfig) -> list[Work]
 
 def _require_same_config(found: Sequence[Step], decided: Sequence[dict[str, Any]]) -> None:
     for step, decided_by in zip(found, decided):
-        # The fingerprint of a family that was copied from host to host holds the times of its files.
-        values = [{k: v for k, v in tree.items() if k != "start_from"} for tree in (decided_by, step.decided_by)]
+        # What was copied from host to host may be told by the times of its files.
+        values = [{k: v for k, v in tree.items() if k not in BY_TIMES} for tree in (decided_by, step.decided_by)]
         if changed := differences(*values):
             raise Refusal(
                 "command line",

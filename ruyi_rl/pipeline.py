@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ruyi_rl import ranks
+from ruyi_rl.benchmarks.files import evaluation_files
 from ruyi_rl.config import RunConfig
 from ruyi_rl.ownership import others_may_write
 from ruyi_rl.redaction import without_secrets
@@ -188,6 +189,8 @@ def steps(config: RunConfig) -> list[Step]:
         decided_by = {"start_from": fingerprint(before)}
     for stage in stages:
         decided_by = {**decided_by, **deciding(tree, stage)}
+        if stage == "eval":
+            decided_by["files"] = evaluation_files(config)
         found.append(Step(stage, StageFolder(run / stage), before, decided_by))
         before = run / stage
     if config.stage.name == "grpo" and config.grpo.rollout_only:
@@ -222,6 +225,8 @@ def pending(steps: list[Step], config: RunConfig) -> list[Work]:
             if step.folder.holds_work(manifest) and not again:
                 in_the_way = another_config(step, manifest, config)
             work.insert(0, Work(step, resume=again))
+        elif step.stage in WITHOUT_FAMILY and another_family(step, manifest):
+            work.insert(0, Work(step, resume=True))
         elif manifest.status == DONE and (step.stage in WITHOUT_FAMILY or step.folder.holds_family()):
             break
         else:
@@ -242,6 +247,12 @@ def same_input(step: Step, steps: list[Step], manifest: Manifest) -> bool:
     before = {key for each in steps[-2:-1] for key in each.decided_by}
     same = all(manifest.decided_by.get(key) == step.decided_by.get(key) for key in before)
     return same and Path(manifest.input or "").name == step.input.name
+
+
+def another_family(step: Step, manifest: Manifest) -> bool:
+    """Whether the family that a stage's folder was made from has been begun anew since; one that is gone has not."""
+    there = StageFolder(step.input).manifest() is not None or (step.input / "config.json").is_file()
+    return there and manifest.input_hash != fingerprint(step.input)
 
 
 def another_config(step: Step, manifest: Manifest, config: RunConfig) -> Refusal:
@@ -288,6 +299,7 @@ def run_stages(config: RunConfig, overrides: list[str]) -> None:
     from ruyi_rl.execution import execute
     from ruyi_rl.hosts import agree, meet, pending_on_rank_zero
     from ruyi_rl.rewards.scoring import check_start
+    from ruyi_rl.stages.memory import announce
 
     with ranks.connected(), ExitStack() as held:
         copies = meet(run)
@@ -301,6 +313,8 @@ def run_stages(config: RunConfig, overrides: list[str]) -> None:
             for name, benchmark in config.eval.benchmarks.items():
                 with under(f"eval.benchmarks.{name}"):
                     check_start(benchmark.reward)
+        if ranks.rank() == 0:
+            announce(console, config, [step.stage for step in found], {item.step.stage for item in work})
         execute(work, config, overrides, console, copies)
         if not work:
             already_done(console, found[-1].stage, found[-1].folder)

@@ -1,7 +1,7 @@
 """Dynamic exit, offline: what routing between exits could give, told from answers that every exit has given already.
 
-Arrays are (problems, exits), exits shallowest first: `right` bool, `cost` TFLOP of the greedy answer, `confidence` the
-mean log-probability of its tokens.
+Arrays are (problems, exits), exits in the order in which they are tried, the cheapest first: `right` bool, `cost` TFLOP
+of the greedy answer, `confidence` the mean log-probability of its tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Policy:
     """A confidence rule: an exit's answer is accepted where its confidence is at least its threshold."""
 
     thresholds: tuple[float, ...]
-    """One for every exit but the deepest, whose answer is always accepted."""
+    """One for every exit but the last, whose answer is always accepted."""
     chosen_on: Point
     """On the problems that the thresholds were chosen on."""
     found: Point
@@ -72,19 +72,21 @@ def oracle_frontier(right: np.ndarray, cost: np.ndarray) -> list[Point]:
 
 
 def answering_exits(confidence: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
-    """(problems,) the exit that answers: the first whose confidence is at least its threshold, else the deepest."""
+    """(problems,) the exit that answers: the first whose confidence is at least its threshold, else the last."""
     accepted = np.column_stack([confidence[:, :-1] >= np.asarray(thresholds), np.ones(len(confidence), dtype=bool)])
     return accepted.argmax(axis=1)
 
 
 def routed(right: np.ndarray, cost: np.ndarray, confidence: np.ndarray, thresholds: Sequence[float]) -> Point:
-    """The rule's accuracy, and its cost: each exit that was tried has given a whole answer, which is paid for."""
+    """The rule's accuracy, and its cost: each exit that was tried has given a whole answer, which is paid for. One
+    whose answer the rule never accepts is not tried."""
     exits, problems = answering_exits(confidence, thresholds), np.arange(len(right))
-    return Point(float(right[problems, exits].mean()), float(cost.cumsum(axis=1)[problems, exits].mean()))
+    paid = np.where(np.isposinf([*thresholds, 0.0]), 0.0, cost).cumsum(axis=1)
+    return Point(float(right[problems, exits].mean()), float(paid[problems, exits].mean()))
 
 
 def candidate_thresholds(confidence: np.ndarray) -> list[list[float]]:
-    """For every exit but the deepest: accept all, nothing, or above quantiles of its confidence."""
+    """For every exit but the last: accept all, nothing, or above quantiles of its confidence."""
     deciding = confidence.shape[1] - 1
     levels = max(2, min(LEVELS, int(POLICIES ** (1 / max(1, deciding)) + 1e-9)))
     inner = np.quantile(confidence[:, :-1], np.arange(1, levels - 1) / (levels - 1), axis=0) if levels > 2 else None

@@ -29,6 +29,8 @@ TRAINED = ("trained", "trained_one", "trained_two", "recovered")
 """Keys of a manifest's progress that say that a training of the stage is done."""
 LOCK_SECONDS = 30.0
 """How long what a killed run has left behind may keep its folder."""
+REPORT = "report.html"
+"""File of a run's folder, see `ruyi_rl.report.html`."""
 RUNNING, DONE, FAILED, INTERRUPTED = "running", "done", "failed", "interrupted"
 
 
@@ -46,7 +48,7 @@ class Manifest:
     input: str | None
     """Folder of the family that the stage started from."""
     input_hash: str | None
-    """Its config hash, where it is a stage folder."""
+    """Which family that was, see `fingerprint`."""
     seed: int
     world_size: int
     """Ranks that the training began on, whose batches stay those of the stage."""
@@ -165,10 +167,11 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Identity of a family folder: its stage's config hash, or its config and its weight files' sizes and times."""
+    """Identity of a family folder: its stage's config and first start, or its config and its weight files' sizes and
+    times. What one config makes twice need not be the same: devices, ranks and libraries have a part in it."""
     manifest = StageFolder(folder).manifest()
     if manifest is not None:
-        return manifest.config_hash
+        return config_hash({"config": manifest.config_hash, "started": manifest.started})
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         status = path.stat()

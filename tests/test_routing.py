@@ -60,9 +60,16 @@ def test_the_rule_pays_for_every_exit_that_it_tried():
     # 1, 1 + 2, 1 + 2 + 4, 1 + 2, 6; right but for the fourth.
     assert routed(RIGHT, COST, CONFIDENCE, thresholds) == Point(4 / 5, 20 / 5)
     assert routed(RIGHT, COST, CONFIDENCE, (-np.inf, 0.0)) == single_exits(RIGHT, COST)[0]
-    everything = routed(RIGHT, COST, CONFIDENCE, (np.inf, np.inf))
+    everything = routed(RIGHT, COST, CONFIDENCE, (0.0, 0.0))
     assert everything.accuracy == 0.8 and everything.cost == pytest.approx(COST.sum() / 5)
     assert answering_exits(CONFIDENCE, (-0.1, np.inf)).tolist() == [0, 2, 2, 2, 2], "at the threshold is accepted"
+
+
+def test_an_exit_that_the_rule_never_accepts_is_not_run():
+    """Small's answer where its confidence is above -0.5, else large's: medium is asked for nothing."""
+    rule = routed(RIGHT, COST, CONFIDENCE, [-0.5, np.inf])
+    assert rule == Point(4 / 5, (1 + (1 + 4) * 3 + 6) / 5)
+    assert routed(RIGHT, COST, CONFIDENCE, [np.inf, np.inf]) == single_exits(RIGHT, COST)[-1]
 
 
 def test_pareto_points():

@@ -123,7 +123,7 @@ def test_clear_deletes_a_stage_folder_but_not_strangers_files(tmp_path):
     assert (theirs.path / "thesis.txt").exists()
 
 
-def test_a_fingerprint_is_the_stages_hash_or_changes_with_config_and_weights(tmp_path):
+def test_a_fingerprint_is_of_the_stages_config_and_start_or_changes_with_config_and_weights(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"12")
     first = fingerprint(tmp_path)
@@ -133,7 +133,12 @@ def test_a_fingerprint_is_the_stages_hash_or_changes_with_config_and_weights(tmp
     (tmp_path / "config.json").write_text('{"a": 1}')
     assert len({first, second, fingerprint(tmp_path)}) == 3
     StageFolder(tmp_path).write_manifest(manifest(config_hash="feed"))
-    assert fingerprint(tmp_path) == "feed"
+    found = {fingerprint(tmp_path)}
+    for changes in ({"config_hash": "beef"}, {"config_hash": "feed", "started": "2001-01-01"}):
+        StageFolder(tmp_path).write_manifest(manifest(**changes))
+        found.add(fingerprint(tmp_path))
+    StageFolder(tmp_path).write_manifest(manifest(config_hash="feed", status="done", seconds=7.0))
+    assert len(found) == 3 and fingerprint(tmp_path) in found, "what goes on is the same family"
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):

@@ -15,6 +15,7 @@ from ruyi_rl.failure import Interrupted, StageFailed
 from ruyi_rl.pipeline import run_stages
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.report.html import upkeep
+from ruyi_rl.stages import report
 from ruyi_rl.validation import validate
 from tests.report.made_run import left, made_run
 
@@ -112,6 +113,19 @@ def test_the_command_writes_and_prints_it_without_torch(tmp_path):
     told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
     assert told.stdout.strip() == "runs/made/report.html" and (tmp_path / told.stdout.strip()).is_file()
+
+
+def test_the_command_tells_a_fault_of_the_page_in_one_message(tmp_path, monkeypatch):
+    def broken(folder):
+        raise KeyError("no such thing")
+
+    made_run(tmp_path)
+    with monkeypatch.context() as patched, pytest.raises(StageFailed, match=r"KeyError: 'no such thing' .*tells where"):
+        patched.setattr(report, "write_report", broken)
+        report.run(asked(f"run_dir={tmp_path}"))
+    assert "in broken" in (tmp_path / "report-error.txt").read_text()
+    report.run(asked(f"run_dir={tmp_path}"))
+    assert not (tmp_path / "report-error.txt").exists()
 
 
 def test_what_is_no_run_is_refused(tmp_path):

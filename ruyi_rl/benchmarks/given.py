@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from ruyi_rl.benchmarks.answers import Given
 from ruyi_rl.benchmarks.completions import GREEDY
+from ruyi_rl.benchmarks.options import REFERENCE
 from ruyi_rl.benchmarks.split import held_out_split
 from ruyi_rl.data.check import check_data
 from ruyi_rl.data.embedded import SOURCES
@@ -20,8 +22,6 @@ from ruyi_rl.rewards.completions import completion_text
 from ruyi_rl.rewards.samples import prompt_key
 
 KEY = "eval.completions"
-REFERENCE = "reference"
-"""Value of `eval.completions`, and the name of who has answered where nobody is named."""
 
 ByExit = dict[str, dict[int, Given]]
 """Who has answered -> index of the problem's row -> the completions."""
@@ -148,6 +148,8 @@ def _text(place: str, line: Mapping[str, Any]) -> str:
         return completion_text(line["completion"])
     except (KeyError, TypeError, AttributeError):
         problem = f"has no completion, but {', '.join(line) or 'nothing'}"
+        if "completion" in line:
+            problem = f"has a completion that is no text: {json.dumps(line['completion'], default=str)[:80]}"
         raise _refused(place, problem, '{"completion": a text or chat messages, …}') from None
 
 

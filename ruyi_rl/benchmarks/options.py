@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from ruyi_rl.data.options import DataOptions
 from ruyi_rl.rewards.options import RewardOptions
 
+REFERENCE = "reference"
+"""Value of `eval.completions`, and the name of who has answered where nobody is named."""
+
 
 @dataclass
 class BenchmarkOptions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from typing import Any
@@ -28,6 +28,7 @@ def benchmark_result(
     pass_at: Sequence[int] | None,
     draws: int,
     seed: int,
+    beat: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """What a benchmark's summary holds.
 
@@ -37,6 +38,7 @@ def benchmark_result(
         pass_at: each k; None: the powers of two up to the samples that every problem has.
         draws: of the bootstrap.
         seed: of the bootstrap, and of the half that routing thresholds are chosen on.
+        beat: called as the work gets on: votes on many answers take their time.
 
     Returns:
         `problems`, `samples`, `exits` (exit -> metric -> `value`, `low`, `high`, and plain figures; `maj@k` only where
@@ -48,7 +50,7 @@ def benchmark_result(
     ks = list(pass_at) if pass_at is not None else powers_of_two(max(samples, 1))
     problems = max((len(each.problems) for each in measured.values()), default=0)
     weights = resamples(problems, draws, seed) if problems else np.zeros((draws, 0), dtype=np.float32)
-    values = {exit: metric_values(each.problems, ks) for exit, each in measured.items()}
+    values = {exit: metric_values(each.problems, ks, beat) for exit, each in measured.items()}
     exits = {
         exit: {metric: estimate(column, weights).as_json() for metric, column in values[exit].items()}
         | plain_figures(each, parameters.get(exit))
@@ -59,7 +61,9 @@ def benchmark_result(
     return found | ({"routing": routing} if routing else {})
 
 
-def metric_values(problems: Sequence[Answered], ks: Sequence[int]) -> dict[str, np.ndarray]:
+def metric_values(
+    problems: Sequence[Answered], ks: Sequence[int], beat: Callable[[], None] = lambda: None
+) -> dict[str, np.ndarray]:
     """Metric -> (problems,) shares, NaN where a problem has none: `greedy`, `pass@k` and, if answers are told, `maj@k`.
 
     Samples that the judge failed on are left out, so that a problem may have too few for a k.
@@ -69,12 +73,12 @@ def metric_values(problems: Sequence[Answered], ks: Sequence[int]) -> dict[str, 
     for k in ks:
         rates = [pass_at_k(len(each), sum(sample.right for sample in each), k) for each in judged]
         found[f"pass@{k}"] = np.array(rates)
-    votes = [
-        count_votes([sample.answer or "" for sample in each], [sample.right for sample in each])
-        if any(sample.answer is not None for sample in each)
-        else None
-        for each in judged
-    ]
+    votes = []
+    for each in judged:
+        told = any(sample.answer is not None for sample in each)
+        answers, right = [sample.answer or "" for sample in each], [sample.right for sample in each]
+        votes.append(count_votes(answers, right) if told else None)
+        beat()
     if any(votes):
         for k in (k for k in ks if k >= LEAST):
             found[f"maj@{k}"] = np.array([math.nan if each is None else majority_at_k(each, k) for each in votes])

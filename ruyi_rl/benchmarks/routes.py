@@ -34,7 +34,7 @@ def routes(
     """What routing could give over the problems that every exit has a judged greedy answer to.
 
     Args:
-        answered: exit -> its problems, all the same, shallowest exit first.
+        answered: exit -> its problems, all the same.
         parameters: exit -> parameters that a token passes through.
         weights: (draws, problems) of the bootstrap.
         seed: draws the half of the problems that thresholds are chosen on.
@@ -45,10 +45,11 @@ def routes(
         `frontier`: the oracle's points, cheapest first; `confidence`: see `_confidence`, None where log-probs are not
         known. None where there are fewer than two exits, or nothing is known of their answers or cost.
     """
-    exits = list(answered)
-    if len(exits) < 2 or any(exit not in parameters for exit in exits):
+    if len(answered) < 2 or any(exit not in parameters for exit in answered):
         return None
-    rows = list(zip(*answered.values(), strict=True))
+    # An expanded exit may cost more than a deeper one.
+    exits = sorted(answered, key=parameters.__getitem__)
+    rows = list(zip(*(answered[exit] for exit in exits), strict=True))
     kept = [
         index for index, row in enumerate(rows) if all(each.greedy and each.greedy.right is not None for each in row)
     ]

@@ -56,7 +56,12 @@ def load_tasks(options: HarnessOptions) -> Asked:
             found = manager.load([name])
         except Exception as error:
             problem = f"{name} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())}"
-            raise Refusal("eval.harness.tasks", problem, "its data have to be on this machine or the hub") from error
+            others = ",".join(other for other in options.tasks if other != name)
+            remedy = (
+                "its data have to be on this machine or on the hub, for some of it with an HF_TOKEN that may read it"
+            )
+            leave = f"; without it: 'eval.harness.tasks=[{others}]'" if others else ""
+            raise Refusal("eval.harness.tasks", problem, remedy + leave) from error
         group = found["groups"].get(name)
         loaded += [group] if group is not None else found["tasks"].values()
     return Asked(manager, loaded)

@@ -15,6 +15,8 @@ DROPPED = ("samples", "configs", "pretty_env_info")
 """Long parts of the results that are not kept."""
 Z = 1.959964
 """Quantile of the normal distribution for an interval of 95 %."""
+TAIL = 0.025
+"""Chance beyond either of its ends."""
 
 
 def reported_tasks(results: Mapping[str, Any], asked: Sequence[str]) -> list[str]:
@@ -49,8 +51,9 @@ def main_metric(values: Mapping[str, Any]) -> tuple[str, str] | None:
 def exit_scores(results: Mapping[str, Any], asked: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Task -> `{"metric", "value", "standard_error", "low", "high", "problems"}` of one exit.
 
-    The interval is the normal one; shares are cut at 0 and 1. Where the harness gives no standard error (a group of
-    which one part has none), there is no interval.
+    The interval is the normal one; shares are cut at 0 and 1. Where all questions are answered alike, that would claim
+    certainty, and the bound is Clopper and Pearson's, as of `ruyi_rl.benchmarks.bootstrap.estimate`. Where the harness
+    gives no standard error (a group of which one part has none), there is no interval.
     """
     scores = {}
     for name in reported_tasks(results, asked):
@@ -60,12 +63,13 @@ def exit_scores(results: Mapping[str, Any], asked: Sequence[str]) -> dict[str, d
         metric, filter = found
         value, error = values[f"{metric},{filter}"], values.get(f"{metric}_stderr,{filter}")
         error = error if _is_number(error) and not math.isnan(error) else None
+        low, high = _interval(float(value), error, _problems(results, name))
         scores[name] = {
             "metric": metric if filter == "none" else f"{metric}, {filter}",
             "value": float(value),
             "standard_error": error,
-            "low": None if error is None else _share(value - Z * error, value),
-            "high": None if error is None else _share(value + Z * error, value),
+            "low": low,
+            "high": high,
             "problems": _problems(results, name),
         }
     return scores
@@ -96,6 +100,15 @@ def _problems(results: Mapping[str, Any], name: str) -> int:
     if name in counts:
         return counts[name]["effective"]
     return sum(_problems(results, child) for child in children or ())
+
+
+def _interval(value: float, error: float | None, problems: int) -> tuple[float | None, float | None]:
+    if error is None:
+        return None, None
+    if error == 0 and value in (0.0, 1.0) and problems:
+        surely = TAIL ** (1 / problems)
+        return surely * value, surely * value + 1 - surely
+    return _share(value - Z * error, value), _share(value + Z * error, value)
 
 
 def _share(bound: float, value: float) -> float:

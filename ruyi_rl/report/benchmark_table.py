@@ -21,14 +21,14 @@ def print_benchmarks(console: Console, benchmarks: Mapping[str, Mapping[str, Any
         for line in [*difference_lines(result), *routing_lines(result)]:
             console.print(f"  {line}", markup=False, soft_wrap=True, style="dim")
     if benchmarks:
-        console.print(
-            "± half the 95 % bootstrap interval over problems; [95 % interval], * without 0 in it", style="dim"
-        )
+        console.print("[95 % bootstrap interval over problems], * without 0 in it", style="dim", markup=False)
 
 
 def heading(name: str, result: Mapping[str, Any]) -> str:
     """`gsm8k · 1319 problems · 8 samples at temperature 1`."""
     samples = f"{result['samples']} sample" + ("" if result["samples"] == 1 else "s")
+    if not result["samples"]:
+        samples = "greedy answers alone"
     heat = "" if result.get("temperature") is None else f" at temperature {result['temperature']:g}"
     left = f", {result['left_out']} left out" if result.get("left_out") else ""
     return f"{name} · {result['problems']} problems{left} · {samples}{heat}"
@@ -117,10 +117,11 @@ def told_benchmark(name: str, result: Mapping[str, Any]) -> str:
 
 
 def share(estimate: Mapping[str, float | None] | None) -> str:
-    """`41.2 ± 2.3 %`, with half the interval's width; a dash where it is not known."""
+    """`41.2 % [38.9, 43.4]`, with the interval; a dash where it is not known."""
     if not estimate or estimate["value"] is None:
         return "–"
-    return f"{100 * estimate['value']:.1f} ± {50 * (estimate['high'] - estimate['low']):.1f} %"
+    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
 
 
 def flop_unit(costs: Iterable[float]) -> tuple[float, str]:

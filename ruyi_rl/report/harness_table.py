@@ -8,6 +8,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from ruyi_rl.report.history import ERROR
+
 
 def harness_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row a task, one column an exit: percent ± standard error.
@@ -15,7 +17,7 @@ def harness_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
     Args:
         tasks: `summary["harness"]`.
     """
-    table = Table(title="lm-evaluation-harness", title_justify="left")
+    table = Table(title=f"lm-evaluation-harness {ERROR}", title_justify="left")
     table.add_column("task", style="bold")
     table.add_column("metric")
     table.add_column("problems", justify="right")

@@ -14,6 +14,8 @@ from ruyi_rl.report.batch import byte_size
 
 RECOVERED = ", recovered"
 """Ends the name of a compression's second row."""
+ERROR = "(± standard error)"
+"""What ± means, wherever it stands in a stage's result; intervals stand in brackets."""
 Row = Mapping[str, Any]
 """A `ruyi_rl.stages.history.HistoryRow` as a dict."""
 
@@ -26,6 +28,8 @@ def print_history(console: Console, history: Mapping[str, Any]) -> None:
     others = [row for row in rows if row["exit"] not in expanded]
     if others:
         console.print(others_table(others, "the other exits" if expanded else "the exits"))
+    if any(row["standard_error"] is not None for row in rows):
+        console.print(f"pass rates of samples {ERROR}, and greedy", style="dim")
     if any(row["measured_by"] and not row["comparable"] for row in rows):
         console.print(
             "* measured in another way (other problems, samples, judge or rollout): not to be compared", style="dim"

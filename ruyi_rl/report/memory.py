@@ -26,6 +26,10 @@ class MemoryReport:
     """Memory of the device for this rank; None: not known."""
     checkpointing: bool
     """Of gradients."""
+    stage: str = "<stage>"
+    """Whose block the remedies name."""
+    assumed: bool = False
+    """Whether all rows are taken to be as long as they may be; else as the data's longest."""
 
     @property
     def fits(self) -> bool | None:
@@ -51,12 +55,20 @@ def memory_rows(report: MemoryReport) -> Iterator[tuple[str, str, str]]:
     if each.copies:
         yield "+ copies of weights", byte_size(each.copies), "gathered, or in 16 bits, for a pass"
     if each.engines.awake:
-        what = "all the time" if each.engines.asleep else "while completions are made; no gradients then"
+        gradients = f"{byte_size(each.standing)} of gradients" if each.standing else "no gradients"
+        what = "all the time" if each.engines.asleep else f"while completions are made; {gradients} then"
         if report.device == "cuda" and report.bytes is None:
             what = f"weights, {what}; caches take what rollout.gpu_memory_utilization leaves"
         yield "+ rollouts", byte_size(each.engines.awake), what
     moment = "generating" if each.engines.awake and each.generating > each.training else "training"
-    yield "most on a rank, about", byte_size(each.peak), f"while {moment}; an estimate; {_held_against(report)}"
+    how = "an estimate for rows as long as they may be" if report.assumed else "an estimate"
+    yield "most on a rank, about", byte_size(each.peak), f"while {moment}; {how}; {_held_against(report)}"
+
+
+def memory_line(stage: str, report: MemoryReport) -> str:
+    """An estimate that is no cause for concern: `sft: at most about 1.3 GB on a rank; 67 GB are there`."""
+    rows = ", if rows were as long as they may be" if report.assumed else ""
+    return f"{stage}: at most about {byte_size(report.estimate.peak)} on a rank{rows}; {_held_against(report)}"
 
 
 def memory_warning(report: MemoryReport) -> str | None:
@@ -74,15 +86,16 @@ def remedies(report: MemoryReport) -> str:
     each = report.estimate
     state = 0 if each.offloaded else each.state.total
     generating = each.engines.awake and each.generating > each.training
+    budget = ", or a smaller grpo.token_budget" if report.stage == "grpo" else ""
     words = {
         "a higher deepspeed=zero1 … zero3_offload, or more ranks": state,
-        "trainer.gradient_checkpointing=true": 0 if report.checkpointing else each.activations,
-        "fewer rows in trainer.per_device_train_batch_size, or a smaller grpo.token_budget": each.activations,
+        f"{report.stage}.trainer.gradient_checkpointing=true": 0 if report.checkpointing else each.activations,
+        f"fewer rows in {report.stage}.trainer.per_device_train_batch_size{budget}": each.activations,
         "rollout.tensor_parallel, or a smaller rollout.gpu_memory_utilization": each.engines.awake if generating else 0,
         "rollout.sleep=true": 0 if generating else each.engines.asleep if report.device == "cuda" else 0,
     }
-    ranked = sorted((size, word) for word, size in words.items() if size)
-    return "; ".join(word for _, word in reversed(ranked)) or "a larger device"
+    ranked = sorted((word for word, size in words.items() if size), key=words.get, reverse=True)
+    return "; ".join(ranked) or "a larger device"
 
 
 def memory_table(report: MemoryReport) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,9 +14,9 @@ from rich.table import Table
 from ruyi_rl.report.batch import byte_size
 from ruyi_rl.report.benchmark_table import print_benchmarks
 from ruyi_rl.report.harness_table import harness_table
-from ruyi_rl.report.history import print_history, rate
+from ruyi_rl.report.history import ERROR, print_history, rate
 from ruyi_rl.report.published import published_table
-from ruyi_rl.run_folder import StageFolder
+from ruyi_rl.run_folder import REPORT, StageFolder
 
 NEXT = {
     "init": "sft",
@@ -58,6 +59,8 @@ def print_result(console: Console, summary: Mapping[str, Any], last: bool = True
         )
     if not last:
         return
+    if (report := Path(summary["run"]).parent / REPORT).is_file():
+        console.print(f"[bold]{escape(str(report))}[/] shows the run in a browser.", soft_wrap=True)
     if summary["stage"] in NEXT:
         command = f"python -m ruyi_rl stage={NEXT[summary['stage']]}"
         # Without `expand` among its stages a run would not find the expanded family by itself.
@@ -69,8 +72,9 @@ def print_result(console: Console, summary: Mapping[str, Any], last: bool = True
     else:
         family = summary.get("family", summary["run"])
         talk = f"python -m ruyi_rl stage=generate start_from={family}"
-        load = f'Family.from_pretrained("{family}")'
-        console.print(f"Next: {escape(talk)}, or {escape(load)} (from ruyi_rl.family).", style="dim", soft_wrap=True)
+        export, load = "stage=export for a stock Qwen of each exit", f'Family.from_pretrained("{family}")'
+        told = f"Next: {escape(talk)}, {export}, or {escape(load)} (from ruyi_rl.family)."
+        console.print(told, style="dim", soft_wrap=True)
 
 
 def already_done(console: Console, stage: str, folder: StageFolder) -> None:
@@ -113,7 +117,7 @@ def caption(summary: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"held-out: {held_out['problems']} problems, mean of {held_out['samples']} samples at temperature "
-        f"{held_out['temperature']:g}, and greedy"
+        f"{held_out['temperature']:g}{f' {ERROR}' if summary['stage'] == 'eval' else ''}, and greedy"
     )
 
 

@@ -110,10 +110,18 @@ class RewardFailures:
             `exit`, `prompt`, `completion`; after those of a batch one row with the exact `failures` (function -> kind
             -> number), how many samples were `kept`, and the `limit`. None: nothing is written.
         report: shows the summary before the stage ends (on every rank; it may print on rank 0 alone).
+        block: of the configuration that the group stands in; "" for the root.
     """
 
-    def __init__(self, options: RewardOptions, path: Path | None = None, report: Callable[[str], None] | None = None):
+    def __init__(
+        self,
+        options: RewardOptions,
+        path: Path | None = None,
+        report: Callable[[str], None] | None = None,
+        block: str = "",
+    ):
         self.options, self.path, self.report = options, path, report or (lambda text: print(text, file=sys.stderr))
+        self._functions = f"{block}.reward.functions" if block else "reward.functions"
         self._redaction = Redaction.of({"reward": asdict(options)})
         self._recent = {name: deque(maxlen=WINDOW) for name in options.functions}
         self._examples: dict[tuple[str, str], FailedSample] = {}
@@ -177,7 +185,7 @@ class RewardFailures:
         )
         return (
             f"reward function {sample.function}: {sample.place or sample.kind}: {sample.message} "
-            f"(reward.functions.{sample.function}.on_error=stop; exit {sample.exit}, completion "
+            f"({self._functions}.{sample.function}.on_error=stop; exit {sample.exit}, completion "
             f"{shown(sample.completion)}){self._where()}"
         )
 
@@ -193,7 +201,7 @@ class RewardFailures:
         summary = ", ".join(f"{number} {kind}" for kind, number in kinds)
         return (
             f"reward function {name} failed on {failed} of its last {len(recent)} completions ({summary}), more than "
-            f"reward.functions.{name}.max_failure_share={allowed:g} allows{self._where()}"
+            f"{self._functions}.{name}.max_failure_share={allowed:g} allows{self._where()}"
         )
 
     def _where(self) -> str:

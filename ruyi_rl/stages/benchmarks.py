@@ -15,7 +15,9 @@ from ruyi_rl import ranks
 from ruyi_rl.benchmarks.answers import Answers, FamilyAnswers, GivenAnswers
 from ruyi_rl.benchmarks.asked import Asked
 from ruyi_rl.benchmarks.completions import COMPLETIONS, completion_lines, write_completions
-from ruyi_rl.benchmarks.given import REFERENCE, ByExit, answered_by_all, file_completions, reference_completions
+from ruyi_rl.benchmarks.files import files_hash, given_files, measured_files
+from ruyi_rl.benchmarks.given import ByExit, answered_by_all, file_completions, reference_completions
+from ruyi_rl.benchmarks.options import REFERENCE
 from ruyi_rl.benchmarks.results import benchmark_result, problem_rows
 from ruyi_rl.benchmarks.split import under, whole_split
 from ruyi_rl.benchmarks.verdicts import Judge
@@ -30,10 +32,10 @@ from ruyi_rl.report.routing_plot import draw_routing
 from ruyi_rl.rewards.check import check_reward
 from ruyi_rl.rewards.scoring import RewardScorer
 from ruyi_rl.rollout.worker import Rollout
-from ruyi_rl.run_folder import config_hash, fingerprint, flat, write_json
+from ruyi_rl.run_folder import config_hash, flat, write_json
 from ruyi_rl.stages.held_out import ScoredJudge, measurement, release_memory, reward_failures
 from ruyi_rl.stages.inputs import device, load_family, load_tokenizer
-from ruyi_rl.stages.rollouts import rollouts
+from ruyi_rl.stages.rollouts import LIMITS, rollouts
 from ruyi_rl.training.options import EvaluationOptions
 from ruyi_rl.watchdog import watched
 
@@ -61,6 +63,10 @@ class Outcome:
     """Exit -> its `ExitScore` as a dict."""
     measurement: str
     """Hash of all that decides a measurement but the family, see `ruyi_rl.stages.held_out.measurement`."""
+    family: str | None = None
+    """Which family was measured, see `ruyi_rl.run_folder.fingerprint`."""
+    own: bool = False
+    """Whether the family itself has answered the run's own held-out rows."""
 
 
 def measure_benchmarks(
@@ -75,7 +81,9 @@ def measure_benchmarks(
     Raises:
         Refusal: rows or completions that are not there.
     """
-    found = {each.name: outcome for each in asked if (outcome := _kept(context, each, exits)) is not None}
+    # Made once: a file that changes while it is measured is not what the outcome is kept under.
+    keys = {each.name: _key(context, each, exits) for each in asked}
+    found = {name: Outcome(**outcome) for name, key in keys.items() if (outcome := context.kept(key)) is not None}
     missing = [each for each in asked if each.name not in found]
     if missing:
         tokenizer = load_tokenizer(context.input)
@@ -90,9 +98,22 @@ def measure_benchmarks(
             for each, answers, problems, names in stack.enter_context(closing(measured)):
                 outcome = measure_benchmark(context, each, answers, problems, names, parameters)
                 found[each.asked.name] = outcome
-                _keep(context, _key(context, each.asked, exits), outcome)
+                _keep(context, keys[each.asked.name], outcome)
         release_memory()
     return {each.name: found[each.name] for each in asked}
+
+
+def measured_before(context: StageContext, asked: Sequence[Asked]) -> dict[str, Outcome]:
+    """Benchmark -> what an earlier command made of it with this very family, of those that are not asked for now."""
+    kept = {
+        key.split("/", 1)[1].rpartition("/")[0]: Outcome(**value)
+        for key, value in context.manifest.progress.items()
+        if key.startswith("benchmark/")
+    }
+    names = {each.name for each in asked}
+    return {
+        name: each for name, each in kept.items() if name not in names and each.family == context.manifest.input_hash
+    }
 
 
 def prepare(context: StageContext, asked: Asked, tokenizer: PreTrainedTokenizerBase) -> Prepared:
@@ -142,7 +163,10 @@ def _generated(
     """Each benchmark with what answers it: one rollout for all, long enough for the longest of them."""
     longest = max(prepared, key=lambda each: each.longest + each.asked.options.max_new_tokens)
     limit = longest.asked.options.max_new_tokens
-    rollout: Rollout = stack.enter_context(rollouts(context, context.input, exits, tokenizer, longest.longest, limit))
+    keys = length_keys(longest.asked)
+    rollout: Rollout = stack.enter_context(
+        rollouts(context, context.input, exits, tokenizer, longest.longest, limit, keys)
+    )
     context.heart.enter("loading the family")
     rollout.update_weights(load_family(context.input, context.config.model).to(device()).eval())
     for each in prepared:
@@ -150,6 +174,11 @@ def _generated(
         line = ProgressLine(context.console, each.asked.occasion, total, lines=0)
         with line:
             yield each, _family_answers(context, each, rollout, tokenizer, line), each.problems, list(exits)
+
+
+def length_keys(asked: Asked) -> tuple[str, ...]:
+    """The keys that bound prompts and completions of a benchmark."""
+    return LIMITS if asked.own else (asked.key("data.max_prompt_tokens"), asked.key("max_new_tokens"))
 
 
 def _family_answers(
@@ -216,7 +245,7 @@ def measure_benchmark(
     """Judges the answers, and writes completions, results and routing."""
     asked, options, config = each.asked, each.asked.options, context.config
     context.heart.enter(asked.occasion)
-    failures = reward_failures(context, options.reward)
+    failures = reward_failures(context, options.reward, asked.block)
     failures.forget(lambda row: row.get("occasion") == asked.occasion)
     with RewardScorer(options.reward, beat=context.heart.beat) as scorer:
         with under(asked.block):
@@ -226,7 +255,8 @@ def measure_benchmark(
     result = ranks.on_rank_zero(lambda: _written(context, each, measured, parameters))
     context.console.print(told_benchmark(asked.name, result), markup=False, soft_wrap=True)
     scores = {name: asdict(found.score) for name, found in measured.items()}
-    return Outcome(result, scores, measurement(config))
+    own = asked.own and config.eval.completions is None
+    return Outcome(result, scores, measurement(config), context.manifest.input_hash, own)
 
 
 def _written(
@@ -234,7 +264,9 @@ def _written(
 ) -> dict[str, Any]:
     asked, config = each.asked, context.config
     context.heart.enter(f"{asked.occasion}: intervals")
-    result = benchmark_result(measured, parameters, asked.options.pass_at, config.eval.resamples, config.seed)
+    result = benchmark_result(
+        measured, parameters, asked.options.pass_at, config.eval.resamples, config.seed, context.heart.beat
+    )
     result |= {"temperature": None if config.eval.completions else asked.options.temperature, "left_out": each.left_out}
     lines = completion_lines(asked.occasion, asked.name, each.rows, measured)
     write_completions(context.folder / COMPLETIONS, asked.occasion, asked.name, lines, context.redaction)
@@ -255,26 +287,20 @@ def _keep(context: StageContext, key: str, outcome: Outcome) -> None:
     context.keep(key, asdict(outcome))
 
 
-def _kept(context: StageContext, asked: Asked, exits: Sequence[str] | None) -> Outcome | None:
-    stored = context.kept(_key(context, asked, exits))
-    return None if stored is None else Outcome(**stored)
-
-
 def _key(context: StageContext, asked: Asked, exits: Sequence[str] | None) -> str:
     """Names the outcome in the manifest; changes with all that decides it, for a stage may be asked for another one."""
     config = context.config
-    given = config.eval.completions
-    place = Path(given) if given not in (None, REFERENCE) else None
-    status = place.stat() if place is not None else None
+    files = [*measured_files(asked.options.data, asked.options.reward), *given_files(config)]
     tree = {
         "benchmark": asdict(asked.options),
         "own": asked.own,
         "exits": list(exits) if exits else None,
-        "completions": [given, status and [status.st_size, status.st_mtime_ns]],
+        "completions": config.eval.completions,
+        "files": ranks.on_rank_zero(lambda: files_hash(files)),
         "rollout": config.rollout.backend,
         "template": config.grpo.trainer.get("chat_template_kwargs") or {},
         "resamples": config.eval.resamples,
         "seed": config.seed,
-        "family": fingerprint(context.input),
+        "family": context.manifest.input_hash,
     }
     return f"benchmark/{asked.name}/{config_hash(flat(tree))}"

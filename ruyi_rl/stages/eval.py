@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ruyi_rl import ranks
-from ruyi_rl.benchmarks.asked import Asked, asked_benchmarks
+from ruyi_rl.benchmarks.asked import asked_benchmarks
 from ruyi_rl.benchmarks.cost import passed_parameters
 from ruyi_rl.execution import StageContext
 from ruyi_rl.family import FamilyConfig
@@ -15,8 +15,8 @@ from ruyi_rl.refusal import Refusal, nearest
 from ruyi_rl.report.history_plot import draw_history
 from ruyi_rl.rewards.failures import failure_counts
 from ruyi_rl.run_folder import write_json
-from ruyi_rl.stages.benchmarks import Outcome, measure_benchmarks
-from ruyi_rl.stages.harness import harness_scores, published_beside
+from ruyi_rl.stages.benchmarks import Outcome, measure_benchmarks, measured_before
+from ruyi_rl.stages.harness import harness_scores, harness_work, published_beside
 from ruyi_rl.stages.held_out import reward_failures
 from ruyi_rl.stages.history import history
 
@@ -32,9 +32,14 @@ def run(context: StageContext) -> dict[str, Any]:
     exits = measured_exits(stored.config, None if given else options.exits)
     parameters = {name: passed_parameters(stored, name) for name in exits}
     asked = asked_benchmarks(context.config)
+    tasks = harness_work(context, exits)
+    if not asked and tasks is None:
+        told = "nothing is measured: evaluation.problems=0, and benchmark= and eval.harness.tasks name nothing"
+        context.console.print(told, style="yellow", markup=False, soft_wrap=True)
     outcomes = measure_benchmarks(context, asked, options.exits if given else exits, parameters)
-    held_out = own_scores(context, asked, outcomes)
-    harness = harness_scores(context, exits)
+    outcomes |= measured_before(context, asked)
+    held_out = own_scores(outcomes, exits)
+    harness = harness_scores(context, tasks)
     counts = failure_counts(reward_failures(context).path, "evaluation")
     summary = {
         "family": str(context.input),
@@ -60,19 +65,16 @@ def measured_exits(config: FamilyConfig, chosen: Sequence[str] | None) -> list[s
     return [name for name in config.exits if not chosen or name in chosen]
 
 
-def own_scores(context: StageContext, asked: Sequence[Asked], outcomes: Mapping[str, Outcome]) -> dict[str, Any] | None:
+def own_scores(outcomes: Mapping[str, Outcome], exits: Sequence[str]) -> dict[str, Any] | None:
     """The exits' scores on the run's own held-out rows, as the other stages tell theirs; None where these were not
-    measured, or other completions were."""
-    own = next((each for each in asked if each.own), None)
-    if own is None or context.config.eval.completions is not None:
+    measured, or not at all of these exits."""
+    own = next((each for each in outcomes.values() if each.own and set(exits) <= set(each.scores)), None)
+    if own is None:
         return None
-    outcome = outcomes[own.name]
     return {
-        "measurement": outcome.measurement,
-        "problems": outcome.result["problems"],
-        "samples": own.options.samples,
-        "temperature": own.options.temperature,
-        "exits": outcome.scores,
+        "measurement": own.measurement,
+        **{key: own.result[key] for key in ("problems", "samples", "temperature")},
+        "exits": {exit: own.scores[exit] for exit in exits},
     }
 
 

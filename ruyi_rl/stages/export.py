@@ -4,7 +4,6 @@ and compared with the family before it counts as done."""
 from __future__ import annotations
 
 import gc
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +19,17 @@ from ruyi_rl.report.streams import note_console
 from ruyi_rl.rollout.vllm_version import vllm_problem
 from ruyi_rl.run_folder import write_json
 from ruyi_rl.stages import hub
-from ruyi_rl.stages.exported import MARK, Target, export_targets, is_export, origin, require_own
+from ruyi_rl.stages.exported import (
+    MARK,
+    Target,
+    clear,
+    export_targets,
+    held,
+    is_export,
+    origin,
+    require_own,
+    weight_bytes,
+)
 from ruyi_rl.tools import find_family
 from ruyi_rl.validation.model import family_exits, read_model_config
 
@@ -106,11 +115,21 @@ def write_exports(
         vllm: also compare vLLM's log-probs, where vLLM can be used and has a class for the format.
 
     Raises:
-        Refusal: no family there.
+        Refusal: no family there, or another process writes one of the folders.
         StageFailed: an export differs by more than its tolerance; its folder then says of itself that it is not whole.
             The others are done.
     """
     quiet_libraries()
+    with held([target.folder for target in targets]):
+        failures = _written(family, targets, notes, sampling, vllm)
+    if failures:
+        raise StageFailed("\n".join(failures))
+
+
+def _written(
+    family: Path, targets: Sequence[Target], notes: Console, sampling: Mapping[str, Any], vllm: bool
+) -> list[str]:
+    """Writes and checks the folders, as `write_exports` says; returns what is wrong with which."""
     from ruyi_rl.family.options import ModelOptions
     from ruyi_rl.stages.export_files import logits_by_exit, write_files
     from ruyi_rl.stages.inputs import load_family, load_tokenizer
@@ -122,8 +141,8 @@ def write_exports(
     rows, expected = check_rows(source.config.vocab_size, source.config.max_position_embeddings), {}
     for number, target in enumerate(targets, 1):
         with notes.status(f"writing {target.content} of {family} ({number} of {len(targets)})"):
-            shutil.rmtree(target.folder, ignore_errors=True)
             write_json(target.folder / MARK, {})
+            clear(target.folder)
             expected[target] = logits_by_exit(source, target, rows)
             write_files(source, tokenizer, target, family, sampling)
     del source
@@ -133,13 +152,14 @@ def write_exports(
         with notes.status(f"checking {target.content} of {family} ({number} of {len(targets)})"):
             mark, parity = checked(target, rows, expected.pop(target), asked_by(target, vllm))
         if parity.failure is not None:
+            # Nothing loads it by mistake.
+            (target.folder / "config.json").rename(target.folder / "config.rejected.json")
             failures.append(f"export failed: {target.folder} must not be used: {parity.failure}")
             continue
         write_json(target.folder / MARK, origin(family, target) | mark | asdict(parity))
         _note(notes, f"{target.content} of {family} exported to {target.folder}, {target.format}")
         _note(notes, figures(mark, parity))
-    if failures:
-        raise StageFailed("\n".join(failures))
+    return failures
 
 
 def checked(
@@ -152,7 +172,7 @@ def checked(
         expected: exit name -> the family's logits (rows, length, vocabulary).
         vllm: ask vLLM too.
     """
-    from ruyi_rl.stages.export_files import load_export, logits_by_exit, weight_bytes
+    from ruyi_rl.stages.export_files import load_export, logits_by_exit
     from ruyi_rl.stages.parity import compared, vllm_parity
 
     model = load_export(target)

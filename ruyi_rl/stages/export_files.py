@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ def write_files(
             stored = json.loads(file.read_text())
             write_json(file, stored | older_spelling(stored))
     tokenizer.save_pretrained(target.folder)
+    for file in target.folder.glob("*.safetensors"):
+        # Safetensors lets the owner alone read what it writes; a server may be another user.
+        shutil.copymode(target.folder / "config.json", file)
 
 
 def with_sampling(config: GenerationConfig, sampling: Mapping[str, Any]) -> GenerationConfig:
@@ -80,8 +84,3 @@ def logits_by_exit(model: PreTrainedModel, target: Target, rows: torch.Tensor) -
             return {target.exit: model(rows).logits.float()}
         exits = list(model.exits) if target.exit is None else [target.exit]
         return {name: logits.float() for name, logits in model(rows, exits=exits).logits.items()}
-
-
-def weight_bytes(folder: Path) -> int:
-    """Bytes of the weight files."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -5,9 +5,13 @@ Importing this module imports no torch.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +136,7 @@ def exported_from(folder: Path) -> dict[str, Any] | None:
 
 
 def is_export(family: Path, target: Target, asked_vllm: bool = False) -> bool:
-    """Whether a folder holds the whole export of this family.
+    """Whether a folder holds the whole export of this family, its weights included.
 
     Args:
         asked_vllm: only one that vLLM was asked about counts.
@@ -140,7 +144,52 @@ def is_export(family: Path, target: Target, asked_vllm: bool = False) -> bool:
     stored = exported_from(target.folder) or {}
     if not set(TOLD) <= stored.keys() or (asked_vllm and stored["vllm"] is None):
         return False
-    return origin(family, target).items() <= stored.items()
+    there = (target.folder / "config.json").is_file() and weight_bytes(target.folder) == stored["bytes"]
+    return there and origin(family, target).items() <= stored.items()
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of the weight files."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+@contextmanager
+def held(folders: Sequence[Path]) -> Iterator[None]:
+    """Holds these folders, which it makes, for this process alone; one that stays empty is removed.
+
+    Raises:
+        Refusal: another process holds one of them.
+    """
+    with ExitStack() as stack:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            # The folder itself is locked: a file for that would be uploaded with it.
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            stack.callback(_remove_empty, folder)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Refusal(str(folder), "another process writes it", "wait for it, or another folder") from None
+            except OSError:
+                pass  # Some network file systems have no locks.
+        yield
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def clear(folder: Path) -> None:
+    """Deletes what a folder holds but its mark; it stays, and so does its lock."""
+    for each in folder.iterdir():
+        if each.name == MARK:
+            continue
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
 
 
 def require_own(key: str, folder: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from ruyi_rl import ranks
+from ruyi_rl.benchmarks.files import files_hash, task_files
 from ruyi_rl.execution import StageContext
 from ruyi_rl.family import FamilyConfig
 from ruyi_rl.harness.results import by_task, exit_scores, kept_results
@@ -19,26 +20,56 @@ from ruyi_rl.run_folder import config_hash, flat, write_json
 from ruyi_rl.stages.held_out import release_memory
 from ruyi_rl.watchdog import watched
 
+if TYPE_CHECKING:
+    from ruyi_rl.harness.measuring import Asked
+
 FILE = "harness.json"
 """File in the stage's folder: exit -> the harness's own results."""
 
 
-def harness_scores(context: StageContext, exits: Sequence[str]) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class HarnessWork:
+    """What `eval.harness` asks for."""
+
+    keys: dict[str, str]
+    """Exit -> what its scores are kept under."""
+    kept: dict[str, dict[str, Any]]
+    """Exit -> the scores that an earlier attempt measured."""
+    tasks: Asked | None
+    """With their data; None where all exits are measured."""
+
+
+def harness_work(context: StageContext, exits: Sequence[str]) -> HarnessWork | None:
+    """What there is to do, its data loaded: before other things are measured; None where no task is asked for. All
+    ranks call it.
+
+    Raises:
+        Refusal: a task whose data cannot be loaded.
+    """
+    options = context.config.eval.harness
+    if not options.tasks:
+        return None
+    files = ranks.on_rank_zero(lambda: files_hash(task_files(context.config)))
+    keys = {exit: _key(context, exit, files) for exit in exits}
+    kept = {exit: found for exit, key in keys.items() if (found := context.kept(key)) is not None}
+    return HarnessWork(keys, kept, _loaded(context) if len(kept) < len(keys) else None)
+
+
+def harness_scores(context: StageContext, work: HarnessWork | None) -> dict[str, Any] | None:
     """Task -> `{"metric", "exits": {exit: {"value", "standard_error", …}}}`; None where no task is asked for.
 
     One exit after the other; those that an earlier attempt measured are kept. All ranks call it.
 
     Raises:
-        Refusal: a task whose data cannot be loaded, or chats without a template.
+        Refusal: chats without a template.
     """
-    options = context.config.eval.harness
-    if not options.tasks:
+    if work is None:
         return None
-    kept = {exit: found for exit in exits if (found := context.kept(_key(context, exit))) is not None}
-    if missing := [exit for exit in exits if exit not in kept]:
+    found = dict(work.kept)
+    if work.tasks is not None:
         with watched(context):
-            kept |= _measured(context, missing)
-    return by_task({exit: kept[exit] for exit in exits})
+            found |= _measured(context, work.tasks, {exit: key for exit, key in work.keys.items() if exit not in found})
+    return by_task({exit: found[exit] for exit in work.keys})
 
 
 def published_beside(summary: Mapping[str, Any], config: FamilyConfig) -> dict[str, Any]:
@@ -53,21 +84,30 @@ def published_beside(summary: Mapping[str, Any], config: FamilyConfig) -> dict[s
     return {"published": found, "published_source": published.source} if found else {}
 
 
-def _measured(context: StageContext, exits: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Exit -> its scores, on every rank."""
+def _loaded(context: StageContext) -> Asked:
+    from ruyi_rl.harness.measuring import load_tasks
+
+    context.heart.enter("loading the harness's tasks")
+    with context.console.status("loading the harness's tasks"):
+        return load_tasks(context.config.eval.harness)
+
+
+def _measured(context: StageContext, tasks: Asked, keys: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Exit -> its scores, on every rank.
+
+    Args:
+        keys: exit -> what its scores are kept under.
+    """
     from ruyi_rl.harness.language_models import Reporter
-    from ruyi_rl.harness.measuring import chosen_backend, load_tasks, measure_exit, shared_out
+    from ruyi_rl.harness.measuring import chosen_backend, measure_exit, shared_out
 
     options, seed = context.config.eval.harness, context.config.seed
     backend, why = chosen_backend(options, lambda: vllm_problem() or import_problem())
     context.console.print(
         f"lm-evaluation-harness by {backend}" + (f", which auto took: {why}" if why else ""), soft_wrap=True
     )
-    context.heart.enter("loading the harness's tasks")
-    with context.console.status("loading the harness's tasks"):
-        tasks = load_tasks(options)
     sharing, found = shared_out(tasks, options.limit), {}
-    for exit in exits:
+    for exit, key in keys.items():
         context.heart.enter(f"harness: {exit}")
         reporter = Reporter(
             context.heart.beat,
@@ -82,7 +122,7 @@ def _measured(context: StageContext, exits: Sequence[str]) -> dict[str, dict[str
             scores = exit_scores(results, options.tasks)
             _keep_results(context, exit, kept_results(results))
         found[exit] = ranks.from_rank_zero(scores)
-        context.keep(_key(context, exit), found[exit])
+        context.keep(key, found[exit])
     return found
 
 
@@ -92,7 +132,13 @@ def _keep_results(context: StageContext, exit: str, results: dict[str, Any]) -> 
     write_json(file, before | {exit: results})
 
 
-def _key(context: StageContext, exit: str) -> str:
-    """What scores are kept under: others for all that decides them."""
+def _key(context: StageContext, exit: str, files: str) -> str:
+    """What scores are kept under: others for all that decides them.
+
+    Args:
+        files: hash of the tasks' own files.
+    """
     options = flat({"eval": {"harness": asdict(context.config.eval.harness)}, "seed": context.config.seed})
-    return f"harness/{exit}/{config_hash({key: value for key, value in options.items() if decides(key)})}"
+    decided_by = {key: value for key, value in options.items() if decides(key)}
+    decided_by |= {"family": context.manifest.input_hash, "files": files}
+    return f"harness/{exit}/{config_hash(decided_by)}"

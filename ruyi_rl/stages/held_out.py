@@ -73,12 +73,13 @@ class ScoredJudge:
         self.failures.take(shares, "evaluation", occasion=self.occasion)
 
 
-def reward_failures(context: StageContext, reward: RewardOptions | None = None) -> RewardFailures:
-    """Where a stage keeps what its rewards fail on; `reward`: another group than the run's."""
+def reward_failures(context: StageContext, reward: RewardOptions | None = None, block: str = "") -> RewardFailures:
+    """Where a stage keeps what its rewards fail on; `reward`: another group than the run's, in this `block`."""
     return RewardFailures(
         reward or context.config.reward,
         context.folder / FILE,
         lambda text: context.console.print(text, markup=False, highlight=False, soft_wrap=True),
+        block,
     )
 
 

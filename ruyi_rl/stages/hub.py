@@ -18,6 +18,9 @@ from ruyi_rl.stages.exported import MARK, Target
 FAILURES = (httpx.HTTPError, OSError, RuntimeError)
 """What the hub's client raises where the network, the hub or the token fails: its own are among these."""
 
+STALE = ["*.safetensors", "*.safetensors.index.json", "chat_template.jinja", "configuration_*.py", "modeling_*.py"]
+"""Files of an export that, left there by an earlier one, would be loaded with or before those of the next."""
+
 
 def repositories(push_to: str, targets: Sequence[Target]) -> dict[Target, str]:
     """Folder -> hub id: `push_to` itself for a single one, else with the exit's name after it.
@@ -64,13 +67,19 @@ def hub() -> HfApi:
 def push(api: HfApi, target: Target, repository: str, message: str) -> str:
     """Uploads a folder, without the mark that names folders of this machine; returns the repository's address.
 
+    What an earlier export has left there and would be loaded with this one is deleted.
+
     Raises:
         StageFailed: it could not be; what is exported is safe.
     """
     try:
         made = api.create_repo(repository, private=True, exist_ok=True)
         api.upload_folder(
-            repo_id=made.repo_id, folder_path=target.folder, commit_message=message, ignore_patterns=[MARK]
+            repo_id=made.repo_id,
+            folder_path=target.folder,
+            commit_message=message,
+            ignore_patterns=[MARK],
+            delete_patterns=STALE,
         )
     except FAILURES as error:
         raise StageFailed(

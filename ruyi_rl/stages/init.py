@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ def _build(context: StageContext) -> dict[str, Any]:
     tokenizer.save_pretrained(context.folder)
     return {
         "base": options.base,
+        "base_on_hub": options.base is not None and not Path(options.base).is_dir(),
         "parameters": sum(parameter.numel() for parameter in family.parameters()),
         "exits": {
             name: {"k": k, "layers": k + 1, "parameters": family.branch_parameters(name)}

@@ -171,7 +171,7 @@ def memory_report(
         replace(options, trainer={**options.trainer, **read}),
         trained_parameters(family),
     )
-    return MemoryReport(estimate, own.type, held, args.gradient_checkpointing)
+    return MemoryReport(estimate, own.type, held, args.gradient_checkpointing, stage)
 
 
 def weight_bytes(family: Family) -> dict[str, int]:

@@ -34,7 +34,7 @@ def ancestors(folder: Path) -> tuple[list[Ancestor], str | None]:
     for path in folders:
         family = stored_family(path)
         same = same_function(found[-1].family, family) if found else set()
-        found.append(Ancestor(_name(path, folder), family, _summary(path), frozenset(same)))
+        found.append(Ancestor(_name(path, folder), family, read_summary(path), frozenset(same)))
     return found, stopped
 
 
@@ -62,7 +62,7 @@ def _name(folder: Path, last: Path) -> str:
     return name if parent == last.resolve().parent else f"{parent.name}/{name}"
 
 
-def _summary(folder: Path) -> Mapping[str, Any]:
+def read_summary(folder: Path) -> Mapping[str, Any]:
     try:
         return StageFolder(folder).summary()
     except (FileNotFoundError, ValueError):

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ruyi_rl.run_folder import Manifest, StageFolder
-from ruyi_rl.stages.lineage import lineage
+from ruyi_rl.stages.lineage import lineage, read_summary
 
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": None}
 """What decides a draw -> TRL's default, where transformers' own may be another: its top_k is 50."""
@@ -66,7 +66,7 @@ def provenance(family: Path) -> Provenance:
     return Provenance(
         run=run_name(family),
         stages=[_record(manifest) for manifest in manifests],
-        base=base_model(manifests),
+        base=base_model(manifests, read_summary(folders[0]).get("base_on_hub")),
         versions=manifests[-1].versions if manifests else {},
         sampling=trained_sampling(manifests),
     )
@@ -89,17 +89,24 @@ def trained_sampling(manifests: Sequence[Manifest]) -> dict[str, Any]:
     return {}
 
 
-def base_model(manifests: Sequence[Manifest]) -> Base:
-    """The base that the first stage was given."""
+def base_model(manifests: Sequence[Manifest], on_hub: bool | None = None) -> Base:
+    """The base that the first stage was given.
+
+    Args:
+        on_hub: whether that stage read it from the hub; None: not known, and so only where the hub's cache holds it. A
+            folder that is not there from here may look like an id of the hub.
+    """
     named = manifests[0].decided_by.get("model.base") if manifests else None
     if not named:
         return Base(None)
     folder = Path(named).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() and not on_hub:
         return Base(folder.absolute().name, license=_license(folder / "README.md"))
     try:
         validate_repo_id(named)
     except HFValidationError:
+        return Base(folder.name)
+    if not (isinstance(try_to_load_from_cache(named, "config.json"), str) if on_hub is None else on_hub):
         return Base(folder.name)
     cached = try_to_load_from_cache(named, "README.md")
     return Base(named, on_hub=True, license=_license(Path(cached)) if isinstance(cached, str) else None)

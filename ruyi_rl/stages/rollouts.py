@@ -17,6 +17,9 @@ from ruyi_rl.rollout.transformers import declared_ends
 from ruyi_rl.rollout.worker import Rollout, RolloutSpec
 from ruyi_rl.stages.held_out import evaluation_options
 
+LIMITS = ("data.max_prompt_tokens", "grpo.trainer.max_completion_length", "evaluation.max_new_tokens")
+"""Keys that bound the prompts and completions of a training and its evaluations."""
+
 
 @contextmanager
 def rollouts(
@@ -26,6 +29,7 @@ def rollouts(
     tokenizer: PreTrainedTokenizerBase,
     longest_prompt: int,
     max_new_tokens: int,
+    limits: Sequence[str] = LIMITS,
 ) -> Iterator[Rollout]:
     """A back end for families of the kind in `folder`, without weights yet.
 
@@ -34,6 +38,7 @@ def rollouts(
         exits: names of the exits that will be asked for.
         longest_prompt: in tokens.
         max_new_tokens: longest completion.
+        limits: keys that bound the two.
 
     Raises:
         Refusal: a back end that cannot run here, or a limit that is too short.
@@ -47,7 +52,7 @@ def rollouts(
         pad_token_id=tokenizer.pad_token_id,
         dtype=config.dtype or torch.float32,
         max_model_len=model_length(
-            options.max_model_len, config.max_position_embeddings, longest_prompt, max_new_tokens
+            options.max_model_len, config.max_position_embeddings, longest_prompt, max_new_tokens, limits
         ),
         folder=context.folder / "rollout",
         seed=context.config.seed,
@@ -69,12 +74,15 @@ def completion_limit(context: StageContext, training: int | None = None) -> int:
     return max(limits)
 
 
-def model_length(asked: int | None, positions: int, longest_prompt: int, max_new_tokens: int) -> int:
+def model_length(
+    asked: int | None, positions: int, longest_prompt: int, max_new_tokens: int, limits: Sequence[str] = LIMITS
+) -> int:
     """Tokens that an engine must hold: what was asked for, or prompt and completion together.
 
     Args:
         asked: `rollout.max_model_len`.
         positions: the model's `max_position_embeddings`.
+        limits: keys that bound prompt and completion, that of the prompt first.
 
     Raises:
         Refusal: less than prompt and completion, or more than the model has positions.
@@ -83,9 +91,9 @@ def model_length(asked: int | None, positions: int, longest_prompt: int, max_new
     shown = f"a prompt of {longest_prompt} and a completion of {max_new_tokens} tokens"
     if needed > positions:
         raise Refusal(
-            "data.max_prompt_tokens",
+            limits[0],
             f"{shown} are longer than the model's {positions} positions",
-            "a lower data.max_prompt_tokens, grpo.trainer.max_completion_length or evaluation.max_new_tokens",
+            f"a lower {', '.join(limits[:-1])} or {limits[-1]}",
         )
     if asked is not None and not needed <= asked <= positions:
         raise Refusal("rollout.max_model_len", f"{asked}, but {shown} make {needed}", f"from {needed} to {positions}")

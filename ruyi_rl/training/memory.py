@@ -57,3 +57,15 @@ def training_state(mode: str, ranks: int, trained: int, frozen: int, bits16: boo
         masters=FLOAT32 * share,
         moments=2 * FLOAT32 * share,
     )
+
+
+def standing_gradients(mode: str, ranks: int, trained: int, bits16: bool) -> int:
+    """Bytes of gradients that a rank holds between its steps too; see `training_state`.
+
+    ZeRO-3 keeps one flat buffer for its share of them (DeepSpeed's `grad_partitions_flat_buffer`), and without
+    DeepSpeed the buckets that several ranks sum stay. All other gradients are set to none after a step.
+    """
+    if mode == "off":
+        return FLOAT32 * trained if ranks > 1 else 0
+    item = 2 if bits16 else FLOAT32
+    return item * -(-trained // ranks) if ZERO_STAGES[mode] == 3 else 0

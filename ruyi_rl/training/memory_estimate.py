@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ruyi_rl.family.shape import FamilyShape
 from ruyi_rl.training.activation_memory import TokenLoad, activation_bytes, head_bytes
-from ruyi_rl.training.memory import FLOAT32, TrainingState, training_state
+from ruyi_rl.training.memory import FLOAT32, TrainingState, standing_gradients, training_state
 from ruyi_rl.training.options import ZERO_STAGES
 
 LIVE_PARAMETERS = 10**9
@@ -47,6 +47,8 @@ class MemoryEstimate:
     engines: Engines
     overhead: int
     """Of the device or process itself."""
+    standing: int = 0
+    """Of the gradients' bytes those that are there all the time."""
     offloaded: bool = False
     """Whether `state` lies in the CPU's memory, not on the device."""
 
@@ -59,8 +61,8 @@ class MemoryEstimate:
 
     @property
     def generating(self) -> int:
-        """While engines make completions: no gradients."""
-        state = 0 if self.offloaded else self.state.total - self.state.gradients
+        """While engines make completions: of the gradients only what stands."""
+        state = 0 if self.offloaded else self.state.total - self.state.gradients + self.standing
         return state + self.engines.awake + self.overhead
 
     @property
@@ -108,6 +110,7 @@ def memory_estimate(
         copies=copies,
         step=0 if mode == "off" else FLOAT32 * -(-trained // ranks),
         engines=engines,
+        standing=standing_gradients(mode, ranks, trained, bits16),
         overhead=CONTEXT if device == "cuda" else PROCESS,
         offloaded=mode == "zero3_offload",
     )

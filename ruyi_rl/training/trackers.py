@@ -134,7 +134,8 @@ def _wandb(callback: WandbCallback, run: TrackedRun, args: Any) -> Iterator[str]
             config=run.config,
             dir=folder,
             resume=None if offline else "allow",
-            settings=wandb.Settings(show_info=False, show_warnings=False),
+            # What it would tell of this machine includes the command line, secrets and all.
+            settings=wandb.Settings(show_info=False, show_warnings=False, x_disable_meta=True),
         )
     except (wandb.errors.Error, OSError) as error:
         told = " ".join(str(error).split())

@@ -121,6 +121,19 @@ def test_what_is_not_known_is_left_out_and_all_is_json():
         json.loads(json.dumps(each, allow_nan=False))
 
 
+def test_greedy_answers_alone_have_no_mean_of_samples():
+    found = benchmark_result(measured(Guesser(samples=0)), PARAMETERS, **ASKED)
+    assert found["samples"] == 0 and found["exits"]["small"]["greedy"]["value"] > 0
+    assert found["exits"]["small"]["mean_tokens"] is None and found["exits"]["small"]["truncated"] is None
+
+
+def test_exits_are_tried_by_their_cost_and_it_beats():
+    beats = []
+    found = benchmark_result(measured(), {"small": 2000, "large": 1000}, **ASKED, beat=lambda: beats.append(1))
+    assert list(found["routing"]["confidence"]["chosen"]["thresholds"]) == ["large"]
+    assert len(beats) == 2 * len(ROWS)
+
+
 def test_without_ks_the_powers_of_two_that_every_problem_has():
     found = benchmark_result(measured(Guesser(samples=5)), PARAMETERS, None, 100, 1)
     assert [key for key in found["exits"]["small"] if "@" in key] == ["pass@1", "pass@2", "pass@4", "maj@4"]

@@ -65,7 +65,7 @@ def test_lines_name_their_benchmark_where_there_are_several(file):
     ("line", "message"),
     [
         ({"prompt": "0+1="}, "line 1 has no completion, but prompt"),
-        ({"prompt": "0+1=", "completion": 3}, "line 1 has no completion"),
+        ({"prompt": "0+1=", "completion": None}, "line 1 has a completion that is no text: null"),
         ({"completion": "1"}, "line 1 has neither prompt nor problem, but completion"),
         ({"prompt": "9+1=", "completion": "1"}, "line 1 has a prompt that sums has not"),
         ({"problem": 4, "completion": "1"}, "line 1 is of problem 4, and sums has 4"),

@@ -1,11 +1,13 @@
 import math
 import random
+import time
 from collections import Counter
 from itertools import combinations, product
 
 import pytest
 
 from ruyi_rl.benchmarks.majority import Votes, alike, count_votes, majority_at_k
+from ruyi_rl.rewards.mathematics.equality import Comparison, same_answer
 
 
 def elected(chosen):
@@ -68,3 +70,18 @@ def test_answers_are_alike_by_text_numbers_and_structure_but_not_by_algebra():
     assert alike("\\frac{3}{4}", "0.75") and alike("(1, 2)", "( 1,2 )") and alike("1,000", "1000")
     assert not alike("3", "4") and not alike("(1,2)", "(2,1)")
     assert not alike("(x+1)^2", "x^2+2x+1"), "sympy is not asked"
+
+
+def test_integers_are_compared_as_all_answers_are():
+    integers = ["7", "-7", "07", "10", "010", "123456789012345678"]
+    for one, other in combinations(integers, 2):
+        compared = (same_answer(*pair, Comparison(deadline=0.0)) for pair in ((one, other), (other, one)))
+        assert alike(one, other) == any(compared), (one, other)
+
+
+def test_many_different_answers_take_no_time():
+    """Each of 128 samples another answer: comparing and counting them took seconds a problem."""
+    votes = count_votes([str(1000 + n) for n in range(128)], [n < 40 for n in range(128)])
+    start = time.perf_counter()
+    assert majority_at_k(votes, 64) > 0.999
+    assert votes == Votes(40, (1,) * 88, 0) and time.perf_counter() - start < 0.3

@@ -8,15 +8,17 @@ import subprocess
 import sys
 import threading
 import time
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
 
-from ruyi_rl.cli.compose import ConfigSource, working_conf
+from ruyi_rl.cli.compose import ConfigSource, compose_config, to_run_config, working_conf
 from ruyi_rl.cli.sweep import local
-from ruyi_rl.cli.sweep.jobs import sweep_jobs, sweep_name
-from ruyi_rl.cli.sweep.record import read_sweep
+from ruyi_rl.cli.sweep.jobs import check_folders, sweep_jobs, sweep_name
+from ruyi_rl.cli.sweep.record import SweepRecord, read_sweep
 from ruyi_rl.cli.sweep.run import run_sweep
 from ruyi_rl.refusal import Refusal
 
@@ -60,6 +62,13 @@ def test_sweeps_without_a_list_are_refused(override):
         sweep_jobs([override])
 
 
+@pytest.mark.parametrize("word", ["seed=range(1,1)", "seed=shuffle(range(1,4,-1))", "seed=range(1,4,0)"])
+def test_ranges_without_a_value_or_an_end_are_refused(word):
+    with pytest.raises(Refusal, match=r"seed: .*never gets from its start to its end"):
+        sweep_jobs(["stage=sft", word])
+    assert [job.swept for job in sweep_jobs(["seed=range(3,1,-1)"])] == [["seed=3"], ["seed=2"]]
+
+
 def test_a_sweeps_name_follows_from_what_decides_its_jobs():
     lines, keys = ["stage=grpo", "seed=1,2", "a.learning_rate=1e-5,1e-6"], ["seed", "a.learning_rate"]
     name = sweep_name(lines, keys, "grpo")
@@ -75,6 +84,13 @@ def test_a_sweep_of_refused_jobs_is_refused(started, tmp_path):
     assert not started.commands and not list(tmp_path.iterdir())
 
 
+def test_a_sweep_is_no_rank(started, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Refusal, match="^-m: a launcher has made this one of 2 ranks"):
+        run_sweep(["stage=init", "seed=1,2"], ConfigSource(), [])
+
+
 def test_a_refused_job_is_listed_and_the_others_run(started, capfd):
     assert run_sweep(["stage=init", "model.dtype=float32,foo"], ConfigSource(), []) == 1
     assert [command[-1] for command in started.commands] == ["model.dtype=float32"]
@@ -86,6 +102,51 @@ def test_a_refused_job_is_listed_and_the_others_run(started, capfd):
 def test_jobs_that_share_a_folder_are_refused(started):
     with pytest.raises(Refusal, match="jobs 1 and 2"):
         run_sweep(["stage=init", "name=same", "seed=1,2"], ConfigSource(), [])
+
+
+@pytest.fixture(scope="module")
+def composed():
+    return to_run_config(compose_config(["stage=init", "run_dir=run"], ConfigSource()))
+
+
+def checked_folders(composed, *words):
+    """`check_folders` of jobs whose configurations differ from `composed` as the overrides say."""
+    jobs = sweep_jobs(list(words))
+    for job in jobs:
+        job.config = deepcopy(composed)
+        for key, _, value in (line.partition("=") for line in job.overrides):
+            block, _, name = ("stage.name" if key == "stage" else key).rpartition(".")
+            setattr(getattr(job.config, block) if block else job.config, name, yaml.safe_load(value))
+    check_folders(jobs)
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["num_processes=1,2"], r"num_processes does not enter the default name: name='x-\$\{num_processes\}'"),
+        (["stage=init,sft"], r"stage does not enter the default name: name='x-\$\{stage.name\}'"),
+        (["name=same", "seed=1,2"], "leave name and run_dir to the defaults"),
+        (["seed=1,1"], "they are the same"),
+    ],
+)
+def test_a_shared_folder_is_refused_with_what_keeps_the_jobs_apart(composed, words, remedy):
+    with pytest.raises(Refusal, match=f"^name: jobs 1 and 2 would both write run .{remedy}"):
+        checked_folders(composed, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["stage=export", "export.license=mit,apache-2.0"], "run/export/*-merged"),
+        (["stage=export", "export.exit=[a,b],b"], "run/export/b-merged"),
+        (["stage=export", "export.format=ruyi", "export.license=mit,apache-2.0"], "run/export/ruyi"),
+        (["stage=serve", "serve.exit=a", "serve.port=1,2"], "run/serve/a"),
+    ],
+)
+def test_jobs_may_not_export_to_one_folder(composed, words, place):
+    with pytest.raises(Refusal, match=re.escape(f"jobs 1 and 2 would both write {place} (")):
+        checked_folders(composed, *words)
+    checked_folders(composed, words[0], f"{words[0].removeprefix('stage=')}.exit=a,b")
 
 
 def test_jobs_of_a_tool_may_read_one_run_but_not_write_one_file(started, monkeypatch, capfd):
@@ -123,6 +184,15 @@ def test_a_failed_job_does_not_stop_the_others(started, tmp_path, capfd):
     assert [job.log for job in jobs] == ["job-1.log", "job-2.log", "job-3.log"]
     assert "python -m ruyi_rl --config-dir x stage=init seed=3" in (tmp_path / "here" / "job-3.log").read_text()
     assert "The same command goes on" in capfd.readouterr().out
+
+
+def test_a_job_that_refuses_itself_is_not_given_up(started, monkeypatch, capfd):
+    started.statuses = {1: 2}
+    said = "runs/x is in use by process 1"
+    monkeypatch.setattr(local, "last_message", lambda log, start, status: said if status else None)
+    assert run_sweep(["stage=init", "seed=1,2"], ConfigSource(), []) == 1
+    printed = capfd.readouterr().out
+    assert f"job 1/2 failed with status 2 ({said})" in printed and "The same command goes on" in printed
 
 
 def test_jobs_read_the_conf_of_the_folder_in_which_they_are_started(tmp_path, monkeypatch, capfd):
@@ -210,6 +280,34 @@ def appears(path: Path, seconds: float = 30) -> bool:
     return path.exists()
 
 
+def record_of(folder, name, *words):
+    record = SweepRecord(folder, f"command of {name}", name)
+    for job in sweep_jobs(list(words)):
+        record.add(job)
+    record.write()
+    return record
+
+
+def test_the_jobs_in_another_order_are_the_same_jobs(tmp_path):
+    words = ["seed=1,2", "grpo.trainer.beta=0.1,0.2"]
+    first = record_of(tmp_path, "init-seed-beta-abcdef", *words)
+    for number in first.jobs:
+        first.change(number, seconds=float(number), queue_id=f"q{number}")
+    again = record_of(tmp_path, "init-beta-seed-abcdef", *reversed(words))
+    known = {tuple(sorted(job.overrides)): (job.seconds, job.queue_id, job.log) for job in first.jobs.values()}
+    assert {tuple(sorted(job.overrides)): (job.seconds, job.queue_id, job.log) for job in again.jobs.values()} == known
+    assert again.jobs[2].log == "job-3.log"
+
+
+def test_another_sweeps_folder_is_refused(tmp_path):
+    record_of(tmp_path, "sft-seed-aaaaaa", "seed=1,2")
+    before = (tmp_path / "sweep.json").read_bytes()
+    with pytest.raises(Refusal, match=r"hydra.sweep.dir: .* holds another sweep: command of sft-seed-aaaaaa"):
+        record_of(tmp_path, "sft-seed-bbbbbb", "seed=3,4")
+    assert (tmp_path / "sweep.json").read_bytes() == before
+    record_of(tmp_path, "grpo-seed-aaaaaa", "seed=1,2")  # as where the job that gave the stage's name is refused now
+
+
 def test_the_record_tells_where_runs_lie_from_any_folder(started, tmp_path, monkeypatch):
     assert run_sweep(["stage=init", "seed=1,2", "hydra.sweep.dir=a/b"], ConfigSource(), []) == 0
     assert read_sweep(Path("a/b"))[1] == Path()
@@ -217,3 +315,4 @@ def test_the_record_tells_where_runs_lie_from_any_folder(started, tmp_path, monk
     assert read_sweep(tmp_path / "a" / "b")[1] == tmp_path
     stored = json.loads((tmp_path / "a" / "b" / "sweep.json").read_text())
     assert stored["command"].endswith("-m stage=init seed=1,2 hydra.sweep.dir=a/b")
+    assert stored["name"].startswith("init-seed-")

@@ -42,7 +42,7 @@ def test_a_first_signal_reaches_the_job_and_a_third_kills_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("status", "word"),
-    [(0, "done"), (1, "failed"), (2, "refused"), (130, "interrupted"), (143, "interrupted"), (137, "killed")],
+    [(0, "done"), (1, "failed"), (2, "failed"), (130, "interrupted"), (143, "interrupted"), (137, "killed")],
 )
 def test_what_a_status_means(status, word):
     assert outcome(status) == word

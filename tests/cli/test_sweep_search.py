@@ -81,6 +81,36 @@ def test_failed_trials_are_told_and_others_stay_open(tmp_path):
     assert search.ended() == {1} and search.best() is None
 
 
+def test_a_trial_that_was_killed_while_it_was_drawn_does_not_go_on(tmp_path):
+    words = ["a=interval(0,9)", "b=1,2"]
+    search = open_search(OptunaSweeper(sampler=Sampler(), n_trials=2), "random", words, tmp_path, seed=1)
+    search.study.ask({"a": search.space["a"]})
+    assert [job.number for job in search.next(2, set())] == [2]
+    assert search.study.trials[0].state == optuna.trial.TrialState.FAIL and search.ended() == {1}
+
+
+def test_another_search_in_the_same_folder_is_refused_before_it_asks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr("ruyi_rl.cli.sweep.run.open_search", lambda *arguments: asked.append(arguments))
+    write_json(tmp_path / "op" / "sweep.json", {"command": "c", "name": "sft-x-0", "working_folder": "..", "jobs": []})
+    words = ["stage=sft", "sft.trainer.max_steps=1,2", "hydra/sweeper=optuna", "hydra.sweep.dir=op"]
+    with pytest.raises(Refusal, match="op holds another sweep: c"):
+        run_sweep(words, ConfigSource(), [])
+    assert not asked
+
+
+def test_a_study_of_another_search_does_not_go_on(tmp_path):
+    def opened(line, **options):
+        return open_search(OptunaSweeper(sampler=Sampler(), **options), "random", [line, "b=x,y"], tmp_path, seed=1)
+
+    assert len(opened("a=tag(log,interval(0.1,9))").next(1, set())) == 1
+    opened("a=tag(log,interval(0.1,9))")
+    for line, options in (("a=interval(0.1,8)", {}), ("a=tag(log,interval(0.1,9))", {"direction": "minimize"})):
+        with pytest.raises(Refusal, match=r"hydra.sweeper.study_name: .* searches in other values, or in another"):
+            opened(line, **options)
+
+
 def test_a_grid_ends_with_its_last_point(tmp_path):
     search = open_search(OptunaSweeper(sampler=Sampler(), n_trials=20), "grid", ["a=1,2", "b=range(0,3)"], tmp_path, 1)
     found = []

@@ -45,6 +45,7 @@ REFUSED = {
     "hydra.sweeper.n_trials=2": "hydra/sweeper=optuna has it",
     "hydra.run.dir=x": "no effect here",
     "hydra.sweep.subdir=x": "run_dir",
+    "hydra.sweep.dir='s/${now:%Y}'": "changes with every start",
     "hydra.mode=MULTIRUN": "no effect here",
 }
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from ruyi_rl.refusal import Refusal
 
 pytest.importorskip("submitit")
 
+# Submitit takes its script away once sbatch has returned, so that the jobs read a copy.
 SBATCH = """#!/bin/bash
 cp "$1" "$FAKE_SLURM/script.sh"
 echo >> "$FAKE_SLURM/submitted"
@@ -27,7 +29,7 @@ id=$((100 * $(wc -l < "$FAKE_SLURM/submitted")))
 last=$(sed -n 's/#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
 export SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_ARRAY_JOB_ID=$id
 for task in $(seq 0 "$last"); do
-    SLURM_JOB_ID=$((id + task)) SLURM_ARRAY_TASK_ID=$task bash "$1" > /dev/null 2>&1 &
+    SLURM_JOB_ID=$((id + task)) SLURM_ARRAY_TASK_ID=$task bash "$FAKE_SLURM/script.sh" > /dev/null 2>&1 &
 done
 echo Submitted batch job $id
 """
@@ -125,6 +127,28 @@ def test_a_job_whose_time_is_up_saves_and_is_the_same_again(tmp_path, monkeypatc
     assert log.read_text() == "ready\nsaved\n"
     (submission,) = again
     assert submission.function.command == job.command and submission.function.process is None
+
+
+def test_a_job_of_this_machine_ends_with_a_sweep_that_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    log, sweep = tmp_path / "job-1.log", subprocess.Popen(["sleep", "60"])
+    code = "trap 'kill $!; echo saved; exit 143' TERM; sleep 60 & echo ready; wait"
+    job = SubmittedJob(["bash", "-c", code], str(log), sweep.pid)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def kill():
+        while not log.exists() or "ready" not in log.read_text():
+            time.sleep(0.02)
+        sweep.kill()
+        sweep.wait()
+
+    threading.Thread(target=kill, daemon=True).start()
+    try:
+        assert job() == 143
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    assert log.read_text() == "ready\nsaved\n"
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ from tests.documents.pages import ROOT, Piece, words
 
 STAND_INS = {
     "<folder with train.jsonl>": "stand_ins/gsm8k",
+    "<folder with test.jsonl>": "stand_ins/gsm8k",
     "<folder with HumanEval.jsonl.gz>": "stand_ins/humaneval",
     "<folder>": "stand_ins/rows",
     "<file>": "completions.jsonl",

@@ -1,5 +1,9 @@
 """A family's sizes from its config alone, against the family itself."""
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 from transformers import Qwen2Config, Qwen3Config
 
@@ -7,7 +11,7 @@ from ruyi_rl.data.tokenizer import byte_tokenizer
 from ruyi_rl.family import Family
 from ruyi_rl.family.shape import family_shape
 from ruyi_rl.training.family_trainer import freeze_others
-from ruyi_rl.validation.known_shape import BYTES, expanded
+from ruyi_rl.validation.known_shape import BYTES, SHAPES, expanded
 
 SIZES = {
     "vocab_size": 50,
@@ -74,6 +78,24 @@ def test_published_sizes():
     shape = family_shape(stored, {"1.7B": 2, "8B": 21, "14B": 39})
     assert shape.layer == 330_311_936 and shape.matrix == 777_912_320
     assert round(shape.parameters / 1e9, 2) == 16.98
+
+
+@pytest.mark.parametrize(
+    ("base", "parameters"),
+    # As the hub counts the tensors of each.
+    [("Qwen/Qwen3-0.6B", 596_049_920), ("Qwen/Qwen3-14B-Base", 14_768_307_200), ("Qwen/Qwen2.5-7B", 7_615_616_512)],
+)
+def test_the_shapes_of_the_shipped_bases(base, parameters):
+    stored = json.loads(SHAPES.read_text())[base]
+    tied = stored["tie_word_embeddings"]
+    shape = family_shape(stored, {"whole": stored["num_hidden_layers"] - 1}, shared_heads=tied)
+    assert shape.parameters == parameters
+
+
+def test_every_shipped_model_has_a_shape_without_the_hub():
+    shipped = Path(__file__).parents[2] / "conf" / "model"
+    named = {base for file in shipped.glob("*.yaml") for base in re.findall(r"base: (\S+/\S+)", file.read_text())}
+    assert named == set(json.loads(SHAPES.read_text()))
 
 
 def test_the_embedded_tokenizer_has_as_many_words():

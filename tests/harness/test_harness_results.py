@@ -1,7 +1,9 @@
 """The harness's result dictionaries as the numbers of a summary."""
 
+import numpy as np
 import pytest
 
+from ruyi_rl.benchmarks.bootstrap import estimate, resamples
 from ruyi_rl.harness.results import by_task, exit_scores, main_metric, reported_tasks
 
 RESULTS = {
@@ -42,6 +44,19 @@ def test_an_interval_of_a_share_stays_one():
     assert exit_scores(sure, ["t"])["t"]["high"] == 1.0
     large = {"results": {"t": {"word_perplexity,none": 20.0, "word_perplexity_stderr,none": 1.0}}}
     assert exit_scores(large, ["t"])["t"]["high"] == pytest.approx(21.96, abs=0.01)
+
+
+def test_answers_that_are_all_alike_do_not_claim_certainty():
+    """0 of 20 and 20 of 20: the bounds of bootstrap.estimate, which the benchmarks have."""
+    weights = resamples(20, 100, 1)
+    for value in (0.0, 1.0):
+        all_alike = {
+            "results": {"t": {"acc,none": value, "acc_stderr,none": 0.0}},
+            "n-samples": {"t": {"effective": 20}},
+        }
+        found, expected = exit_scores(all_alike, ["t"])["t"], estimate(np.full(20, value), weights)
+        assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
+        assert found["high"] - found["low"] > 0.1
 
 
 def test_the_main_metric():

@@ -1,14 +1,20 @@
+import json
 import subprocess
 import sys
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
-from ruyi_rl.failure import StageFailed
+from ruyi_rl import execution
+from ruyi_rl.benchmarks.options import BenchmarkOptions
+from ruyi_rl.data.options import DataOptions
+from ruyi_rl.failure import Interrupted, StageFailed
 from ruyi_rl.pipeline import chain, pending, run_stages, steps
 from ruyi_rl.refusal import Refusal
 from ruyi_rl.rewards import scoring
-from ruyi_rl.rewards.options import RewardFunctionOptions
-from ruyi_rl.run_folder import StageFolder, config_hash
+from ruyi_rl.rewards.options import RewardFunctionOptions, RewardOptions
+from ruyi_rl.run_folder import StageFolder, config_hash, fingerprint
 from tests.recorded_stages import checkpoint, manifest
 
 DAE = ["init", "sft", "expand", "expanded_sft", "grpo", "compress", "eval"]
@@ -39,6 +45,48 @@ def test_the_stages_of_dae_run_one_after_the_other(stages, config):
     assert len(stages.ran) == len(DAE), "eval is done without a family of its own"
     run_stages(config("eval", stages=DAE, fresh=True), [])
     assert stages.names == [*DAE, "eval"]
+
+
+def test_eval_is_run_again_for_a_family_that_was_begun_anew(stages, config, monkeypatch):
+    run_stages(config("eval"), [])
+    # A test's stages take no second, which the time of a start is told by.
+    monkeypatch.setattr(execution, "_now", lambda: datetime(2100, 1, 1, tzinfo=UTC).isoformat())
+    run_stages(config("grpo", fresh=True), [])
+    stages.ran.clear()
+    run_stages(config("eval"), [])
+    assert stages.ran == [("eval", "grpo")]
+    run_stages(config("eval"), [])
+    assert len(stages.ran) == 1 and manifest(config(), "eval").input_hash == fingerprint(Path(config().run_dir, "grpo"))
+    monkeypatch.setattr(execution, "_now", lambda: datetime(2101, 1, 1, tzinfo=UTC).isoformat())
+
+    def interrupted(context):
+        raise KeyboardInterrupt
+
+    stages.act["grpo"] = interrupted
+    with pytest.raises(Interrupted):
+        run_stages(config("grpo", fresh=True), [])
+    again = pending(steps(config("eval")), config("eval"))
+    assert [(item.step.stage, item.resume) for item in again] == [("grpo", True), ("eval", True)]
+    StageFolder(f"{config().run_dir}/grpo").path.rename(Path(config().run_dir) / "away")
+    assert pending(steps(config("eval")), config("eval")) == [], "what is gone was not made anew"
+
+
+def test_eval_is_run_again_where_a_file_that_it_reads_has_changed(stages, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "check_start", lambda reward: None)
+    rows, judge = tmp_path / "rows.jsonl", tmp_path / "judge.py"
+    rows.write_text(json.dumps({"text": "1+1=", "answer": "2"}) + "\n")
+    judge.write_text("def reward(completions, **kwargs):\n    return [1.0 for _ in completions]\n")
+    asked = config("eval")
+    data = DataOptions(name="mine", path=str(rows), fields={"prompt": "text"}, test=None)
+    reward = RewardOptions(functions={"judge": RewardFunctionOptions(path=f"{judge}:reward")})
+    asked.eval.benchmarks = {"mine": BenchmarkOptions(data, reward)}
+    run_stages(asked, [])
+    for file in (rows, judge):
+        text = file.read_text()
+        file.write_text(text.replace("1", "3"))
+        assert [(item.step.stage, item.resume) for item in pending(steps(asked), asked)] == [("eval", True)]
+        file.write_text(text)
+        assert pending(steps(asked), asked) == [], "the same content"
 
 
 def test_only_its_own_block_decides_a_stage_of_dae(stages, config):
@@ -118,7 +166,7 @@ def test_the_manifest_says_how_the_stage_was_made(stages, config):
     found = manifest(config(), "sft")
     assert found.status == "done" and found.seed == 1 and found.world_size == 1
     assert found.config_hash == config_hash(found.decided_by)
-    assert found.input_hash == manifest(config(), "init").config_hash
+    assert found.input_hash == fingerprint(StageFolder(f"{config().run_dir}/init").path)
     assert found.versions["ruyi_rl"] and found.versions["torch"] and found.finished >= found.started
     assert {"model.name", "data.name", "sft.loss_weights.preset", "seed"} <= set(found.decided_by)
     assert not any(key.startswith(("grpo.", "evaluation.")) for key in found.decided_by)
@@ -298,7 +346,7 @@ def test_start_from_takes_that_family_and_no_stage_before(stages, config, tmp_pa
     run_stages(config("grpo", run_dir=str(tmp_path / "y"), start_from=family), [])
     assert stages.ran[2:] == [("grpo", "sft")]
     found = StageFolder(tmp_path / "y" / "grpo").manifest()
-    assert found.input == family and found.decided_by["start_from"] == manifest(config(), "sft").config_hash
+    assert found.input == family and found.decided_by["start_from"] == fingerprint(Path(family))
     assert not any(key.startswith("sft.") for key in found.decided_by)
 
 

@@ -55,12 +55,12 @@ def test_metrics_differences_and_routing_are_told():
         for line in text.splitlines()
         if "│" in line
     }
-    assert cells["greedy"] == ["50.0 ± 11.0 %"] * 2 and cells["maj@4"] == ["–", "50.0 ± 11.0 %"]
+    assert cells["greedy"] == ["50.0 % [40.0, 62.0]"] * 2 and cells["maj@4"] == ["–", "50.0 % [40.0, 62.0]"]
     assert cells["GFLOP an answer"] == ["2", "–"] and cells["not judged"] == ["3", ""]
     assert cells["tokens"] == ["12.3"] * 2 and cells["truncated"] == ["25.0 %"] * 2
     assert "large - s[m]all, greedy: +25.0 points [+10.0, +40.0] *\n" in text
     assert "large - s[m]all, pass@1: +0.0 points [-10.0, +10.0]\n" in text
-    assert "routing, oracle: 50.0 ± 11.0 % at 1.5 GFLOP; large alone 75.0 % at 4 GFLOP" in text
+    assert "routing, oracle: 50.0 % [40.0, 62.0] at 1.5 GFLOP; large alone 75.0 % at 4 GFLOP" in text
     assert "routing by confidence: 70.0 % at 2 GFLOP, answered by s[m]all 60 %, large 40 %" in text
 
 
@@ -69,8 +69,18 @@ def test_what_is_not_known_is_no_row():
     result = {"problems": 3, "samples": 1, "temperature": None, "exits": given, "differences": []}
     text = shown(sums=result)
     assert "greedy" not in text and "FLOP" not in text and "3 problems · 1 sample\n" in text
-    assert told_benchmark("sums", result) == "sums: 3 problems · reference pass@1 50.0 ± 11.0 %"
+    assert told_benchmark("sums", result) == "sums: 3 problems · reference pass@1 50.0 % [40.0, 62.0]"
     assert shown() == ""
+    plain = dict.fromkeys(PLAIN) | {"failures": 0}
+    greedy = {"problems": 3, "samples": 0, "temperature": None, "differences": []}
+    text = shown(sums=greedy | {"exits": {"me": {"greedy": HALF, "pass@1": NONE, **plain}}})
+    assert "3 problems · greedy answers alone\n" in text and "tokens" not in text and "truncated" not in text
+
+
+def test_an_interval_says_itself_what_it_is_and_stays_a_share():
+    given = {"me": {"greedy": {"value": 1.0, "low": 0.5, "high": 1.0}, **PLAIN}}
+    text = shown(sums={"problems": 3, "samples": 0, "temperature": None, "exits": given, "differences": []})
+    assert "100.0 % [50.0, 100.0]" in text and "±" not in text
 
 
 @pytest.mark.parametrize(("cost", "unit"), [(3.0, "TFLOP"), (0.5, "GFLOP"), (2e-6, "MFLOP"), (0.0, "MFLOP")])

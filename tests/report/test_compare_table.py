@@ -72,6 +72,34 @@ def test_what_a_sweep_typed_names_the_columns_and_missing_runs_are_listed():
     assert as_json(table)["missing"][0]["message"] == "data: no such choice"
 
 
+def test_what_several_sweeps_typed_does_not_hide_what_else_differs(tmp_path):
+    runs = [grpo(rate, seed) for rate in (1e-5, 1e-6) for seed in (1, 2)]
+    for place, run in enumerate(runs):
+        run.swept, run.sweep = {"beta": "0.1"}, tmp_path / "ab"[place // 2]
+    table = compare(runs, [PASS])
+    assert table.keys == ["grpo.trainer.learning_rate"] and [len(group.runs) for group in table.groups] == [2, 2]
+    for run in runs:
+        run.sweep = tmp_path
+    assert compare(runs, [PASS]).keys == []
+
+
+def test_a_change_is_of_the_same_runs_before_and_after():
+    assert aggregate([(0.0, 0.5), (None, 0.7)]) == aggregate([(None, 0.5), (None, 0.7)])
+    part = grpo(1e-5, 2, after=(0.7, 0.8))
+    part.summary["exits"]["small"]["pass_before"] = part.summary["exits"]["1.7B"]["pass_after"] = None
+    lines = markdown(compare([part, grpo(1e-5, 1)], [PASS])).splitlines()
+    assert lines[2] == "| 2 | small | 60.0 ± 10.0 |" and lines[3] == "|  | 1.7B | 40.0 → 60.0 (+20.0) (n=1) |"
+
+
+def test_exits_stand_in_the_order_of_the_family():
+    part, whole = grpo(1e-5, 1), grpo(1e-6, 1)
+    part.summary["exits"]["small"] = {"pass_after": None}
+    assert compare([part, whole], [PASS]).exits == ["small", "1.7B"]
+    del part.summary["exits"]["small"]
+    assert compare([part, whole], [PASS]).exits == ["small", "1.7B"]
+    assert compare([part], [PASS]).exits == ["1.7B"]
+
+
 def test_keys_that_differ_in_the_same_places_are_one_column():
     values = [{"a": 1, "b": [1], "c": 0}, {"a": 2, "b": [2], "c": 0}, {"a": 1, "b": [1], "c": 0, "d": 5}]
     assert differing_keys(values) == (["a", "d"], {"a": ["b"]})

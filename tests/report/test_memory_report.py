@@ -1,8 +1,10 @@
 """The memory estimate in words."""
 
+from dataclasses import replace
+
 import pytest
 
-from ruyi_rl.report.memory import MemoryReport, memory_rows, memory_warning
+from ruyi_rl.report.memory import MemoryReport, memory_line, memory_rows, memory_warning
 from ruyi_rl.training.memory import TrainingState
 from ruyi_rl.training.memory_estimate import Engines, MemoryEstimate
 
@@ -55,7 +57,7 @@ def test_offloaded_states_are_not_on_the_device():
 @pytest.mark.parametrize(
     ("changes", "first"),
     [
-        ({}, "trainer.gradient_checkpointing=true"),
+        ({}, "<stage>.trainer.gradient_checkpointing=true"),
         ({"checkpointing": True}, "fewer rows"),
         ({"state": TrainingState(GB, GB, 40 * GB, 0)}, "a higher deepspeed="),
         ({"engines": Engines(90 * GB, 0)}, "rollout.tensor_parallel"),
@@ -75,3 +77,23 @@ def test_what_does_not_fit_is_told_with_the_remedy_first(changes, first):
 def test_on_a_cpu():
     assert "there are 8 GB" in memory_warning(report(bytes=8 * GB, device="cpu"))
     assert "of the CPU's memory" in rows(report(device="cpu"))["most on a rank, about"][1]
+
+
+def test_gradients_that_stand_are_there_while_completions_are_made():
+    found = report(engines=Engines(30 * GB, 0), standing=2 * GB)
+    assert found.estimate.generating == (16 + 30 + 1) * GB
+    assert rows(found)["+ rollouts"][1] == (
+        "weights, while completions are made; 2 GB of gradients then; caches take what rollout.gpu_memory_utilization "
+        "leaves"
+    )
+    assert rows(report(engines=Engines(30 * GB, 0)))["+ rollouts"][1].startswith(
+        "weights, while completions are made; no g"
+    )
+
+
+def test_little_of_the_memory_is_one_line():
+    found = replace(report(bytes=400 * GB), stage="sft", assumed=True)
+    line = "sft: at most about 38 GB on a rank, if rows were as long as they may be; 400 GB are there"
+    assert memory_line("sft", found) == line
+    assert "sft.trainer.gradient_checkpointing=true" in memory_warning(replace(found, bytes=30 * GB))
+    assert "token_budget" not in memory_warning(replace(found, bytes=30 * GB))

@@ -44,6 +44,15 @@ def test_a_later_phase_goes_on_and_what_is_not_finite_is_counted():
     assert set(found) == {"a", "b"}
 
 
+@pytest.mark.parametrize("values", [[1e308, -1e308], [10**400, 1.0], [9e299, -9e299], [5e-324], [5e-324, 1e-320]])
+def test_metrics_beyond_all_bounds_are_left_out_or_drawn(values):
+    found = columns([{"phase": 1, "step": step, "a": value} for step, value in enumerate(values)])["a"]
+    assert found.left_out == sum(abs(value) >= 1e300 for value in values)
+    low, high = span(found.values)
+    assert low < high and math.isfinite(high - low) and 2 <= len(ticks(low, high)) <= 6
+    assert all(map(math.isfinite, running_mean(found.values)))
+
+
 @pytest.mark.parametrize("low, high", [(0, 1), (-0.013, 0.0271), (1e-7, 3e-7), (12345, 67890), (0.5, 0.500001)])
 def test_ticks_are_few_round_and_inside(low, high):
     found = ticks(low, high)

@@ -39,6 +39,14 @@ def test_grpo_shows_before_after_and_the_change_in_points():
     assert "runs/tiny/grpo holds the family" in text and "Family.from_pretrained" in text
 
 
+def test_the_last_stage_says_where_the_report_is(tmp_path):
+    summary = GRPO | {"run": str(tmp_path / "grpo")}
+    assert "report.html" not in shown(summary), "there is none"
+    (tmp_path / "report.html").touch()
+    assert f"{tmp_path}/report.html shows the run" in shown(summary)
+    assert "report.html" not in shown(summary, last=False)
+
+
 def test_grpo_without_an_evaluation_shows_the_rewards():
     exits = {"1.7B": {"reward_first": None, "reward_last": 0.5}}
     text = shown({**GRPO, "exits": exits, "held_out": None})

@@ -172,6 +172,15 @@ def test_the_shares_of_all_ranks_decide_together(keeper):
         keeper().take([batch([None] * 4), Share({}, problem="RewardError: no worker")], "train", 0)
 
 
+def test_the_key_is_the_one_in_the_groups_block(tmp_path):
+    own = RewardFailures(group(math={"on_error": "stop"}), None, lambda text: None, "eval.benchmarks.mine")
+    with pytest.raises(StageFailed, match=r"\(eval\.benchmarks\.mine\.reward\.functions\.math\.on_error=stop"):
+        own.take([batch(["timeout"])], "evaluation")
+    own = RewardFailures(group(math={}), None, lambda text: None, "eval.benchmarks.mine")
+    with pytest.raises(StageFailed, match=r"eval\.benchmarks\.mine\.reward\.functions\.math\.max_failure_share=0\.2"):
+        own.take([batch(["timeout"] * 64)], "evaluation")
+
+
 def test_functions_are_watched_one_by_one(keeper):
     failures = keeper(group(math={}, form={"max_failure_share": 0.9}))
     failures.take([batch([None] * 100), batch(["nan", None] * 50, name="form")], "train", 0)

@@ -80,6 +80,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.private[name] = asked.get("private") or asked.get("visibility") == "private"
             return self._send(409 if known else 200, {"url": f"{self.hub.endpoint}/{name}"})
         name = "/".join(path.removeprefix("/api/models/").split("/")[:2])
+        if path.endswith("/tree/main"):
+            known = self.hub.files.get(name, {})
+            return self._send(200, [{"type": "file", "path": file, "size": 1, "oid": "0"} for file in known])
         if path.endswith("/preupload/main"):
             files = [
                 {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
@@ -91,6 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
                 entry = json.loads(line)
                 if entry["key"] == "header":
                     self.hub.messages.append(entry["value"]["summary"])
+                elif entry["key"] == "deletedFile":
+                    del self.hub.files[name][entry["value"]["path"]]
                 else:
                     value, stored = entry["value"], self.hub.files.setdefault(name, {})
                     stored[value["path"]] = base64.b64decode(value["content"])

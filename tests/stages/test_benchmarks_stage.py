@@ -173,6 +173,13 @@ def test_what_is_asked_besides_is_measured_and_the_rest_kept(again, capsys):
         run_stages(replace(again, start_from=str(other)), [])
 
 
+def test_one_benchmark_leaves_what_the_other_came_to(again, capsys):
+    before = found(again)
+    one = replace(again.eval, benchmarks={"first": again.eval.benchmarks["first"]})
+    run_stages(replace(again, eval=one), [])
+    assert found(again) == before and "long · 9 problems" in capsys.readouterr().out
+
+
 def test_an_interrupted_stage_goes_on_with_the_next_benchmark(bench, tmp_path, monkeypatch):
     config, _ = bench
     config = replace(config, run_dir=str(tmp_path / "x"))

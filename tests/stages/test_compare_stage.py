@@ -7,14 +7,15 @@ import sys
 import pytest
 
 from ruyi_rl.__main__ import main
+from ruyi_rl.report.compare.runs import find_runs
 from ruyi_rl.run_folder import DONE, FAILED, Manifest, StageFolder, write_json
 
 
-def leave_run(folder, seed, scale, pass_after, status=DONE):
-    place = StageFolder(folder / "grpo")
+def leave_run(folder, seed, scale, pass_after, status=DONE, stage="grpo"):
+    place = StageFolder(folder / stage)
     decided = {"seed": seed, "grpo.advantage.scale": scale}
     place.path.mkdir(parents=True)
-    known = {"stage": "grpo", "config_hash": "x", "decided_by": decided, "input": None, "input_hash": None}
+    known = {"stage": stage, "config_hash": "x", "decided_by": decided, "input": None, "input_hash": None}
     place.write_manifest(
         Manifest(
             status=status, seed=seed, world_size=1, deepspeed="off", versions={}, started="", message="no", **known
@@ -22,7 +23,7 @@ def leave_run(folder, seed, scale, pass_after, status=DONE):
     )
     if status == DONE:
         exits = {"small": {"pass_before": 0.25, "pass_after": pass_after}}
-        write_json(place.path / "summary.json", {"stage": "grpo", "seed": seed, "exits": exits, "seconds": 5.0})
+        write_json(place.path / "summary.json", {"stage": stage, "seed": seed, "exits": exits, "seconds": 5.0})
 
 
 @pytest.fixture
@@ -77,6 +78,41 @@ def test_a_sweep_from_any_folder(runs, capsys, monkeypatch):
     assert "job 3 (grpo.advantage.scale=exit seed=2) killed: SIGKILL" in printed
     assert "job 4 (grpo.advantage.scale=no seed=1) refused: grpo.advantage.scale: 'no' is unknown" in printed
     assert (runs / "multirun" / "s" / "compare.json").is_file()
+
+
+def test_each_result_counts_once(runs):
+    def folders(*sources):
+        return [(run.folder, run.stage) for run in find_runs(sources, None)]
+
+    leave_run(runs / "runs" / "a1", 1, "group", 0.25, stage="sft")
+    a1 = "runs/a1"
+    assert folders(f"{a1}/sft", f"{a1}/grpo", a1, f"{runs}/{a1}", "runs/../runs/a?") == [
+        (a1, "sft"),
+        (a1, "grpo"),
+        ("runs/../runs/a2", "grpo"),
+    ]
+
+
+def test_a_pipeline_that_was_killed_has_no_result(runs):
+    leave_run(runs / "runs" / "p", 1, "group", 0.25, stage="sft")
+    (runs / "runs" / "p" / "sft" / "config.yaml").write_text("stages: [init, sft, grpo]\n")
+    job = {"job": 1, "overrides": ["seed=1"], "stage": "pipeline", "run_dir": "runs/p", "log": "x"}
+    killed = {**job, "status": "killed", "message": "SIGKILL"}
+    write_json(runs / "s" / "sweep.json", {"command": "", "working_folder": "..", "jobs": [killed]})
+    (run,) = find_runs(["s"], None)
+    assert (run.stage, run.summary, run.status, run.message) == ("grpo", None, "killed", "SIGKILL")
+    (run,) = find_runs(["s"], "sft")
+    assert run.stage == "sft" and run.summary is not None
+    leave_run(runs / "runs" / "p", 1, "group", 0.25)
+    (run,) = find_runs(["s"], None)
+    assert run.stage == "grpo" and run.summary is not None
+
+
+def test_refused_jobs_of_several_sweeps_are_all_listed(runs):
+    job = {"job": 1, "overrides": ["seed=1"], "stage": None, "run_dir": None, "log": "x", "status": "refused"}
+    for name in ("s", "t"):
+        write_json(runs / name / "sweep.json", {"command": "", "working_folder": "..", "jobs": [job]})
+    assert len(find_runs(["[st]"], None)) == 2 and len(find_runs(["s", str(runs / "s")], None)) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`stage=export`: which folders, what they hold, what is done again, what fails and is refused."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ruyi_rl.__main__ import main
 from ruyi_rl.family import Family
-from ruyi_rl.stages.exported import factored_modules
+from ruyi_rl.stages.exported import factored_modules, held
 from tests.factored_family import with_factors
 from tests.stages.quick_command import run_tool_command
 
@@ -168,6 +169,34 @@ def test_the_same_command_does_nothing_again(export, compressed_folder, tmp_path
     assert not (tmp_path / "out" / "modeling_factored_qwen.py").exists()  # of the factored one before
 
 
+def test_an_export_without_its_weights_is_made_again(export, tmp_path):
+    export("export.output=out")
+    (tmp_path / "out" / "model.safetensors").unlink()
+    assert "already" not in export("export.output=out").err
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_whoever_may_read_the_folder_may_read_the_weights(export, tmp_path):
+    before = os.umask(0o027)
+    try:
+        export("export.output=out")
+    finally:
+        os.umask(before)
+    assert {oct(file.stat().st_mode & 0o777) for file in (tmp_path / "out").iterdir()} == {"0o640"}
+
+
+def test_a_folder_that_another_process_writes_is_refused(export, tmp_path):
+    (tmp_path / "out").mkdir()
+    descriptor = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    assert "out: another process writes it" in export("export.output=out", status=2).err
+    os.close(descriptor)
+    export("export.output=out")
+    with held([tmp_path / "out", tmp_path / "never"]):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
 def wrong_head(branch):
     branch.lm_head.weight.data = branch.lm_head.weight.roll(1, 0)
 
@@ -191,7 +220,8 @@ def test_an_export_that_is_not_the_family_fails(export, compressed_folder, tmp_p
     monkeypatch.setattr(Family, "branch", damaged)
     shown = export(family=family, status=1)
     assert "must not be used" in shown.err and "Traceback" not in shown.err and not shown.out
-    assert json.loads((tmp_path / "run" / "export" / "small-merged" / "exported.json").read_text()) == {}
+    folder = tmp_path / "run" / "export" / "small-merged"
+    assert json.loads((folder / "exported.json").read_text()) == {} and not (folder / "config.json").exists()
 
 
 def test_an_export_that_fails_holds_no_other_back(export, family_folder, tmp_path, monkeypatch):

@@ -160,7 +160,8 @@ def test_every_exit_gets_what_the_family_gives(family_folder, tasks, tmp_path, c
     assert "own_written" in shown.out and "it/s" not in shown.err
 
 
-def test_what_cannot_be_measured_is_refused(family_folder, tasks, tmp_path):
+def test_what_cannot_be_measured_is_refused_before_anything_is(family_folder, tasks, tmp_path, monkeypatch):
+    monkeypatch.setattr("ruyi_rl.stages.eval.measure_benchmarks", lambda *_: pytest.fail("benchmarks were measured"))
     made = config(family_folder, tmp_path / "x", tasks[0])
     (tmp_path / "lost").mkdir()
     text = (tasks[0] / "choice.yaml").read_text().replace("rows.jsonl", "none.jsonl")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from ruyi_rl.run_folder import DONE, Manifest, StageFolder, write_json
+from ruyi_rl.run_folder import DONE, Manifest, StageFolder, fingerprint, write_json
 from ruyi_rl.stages.card_scores import harness_table, interval, score_tables
 from ruyi_rl.stages.model_card import table
 from ruyi_rl.stages.provenance import Base, base_model, provenance, trained_sampling
@@ -25,7 +25,7 @@ def manifest(stage, config_hash, before=None, **decided_by):
         config_hash=config_hash,
         decided_by={"data.name": "sums", "data.path": "/home/me/private/rows.jsonl", **decided_by},
         input=str(before) if before else None,
-        input_hash=StageFolder(before).manifest().config_hash if before else None,
+        input_hash=fingerprint(before) if before else None,
         seed=7,
         world_size=2,
         deepspeed="off",
@@ -146,10 +146,15 @@ def test_the_lines_of_a_card_run(run, exported):
 
 
 def test_the_base_is_a_hub_id_a_folder_or_nothing(tmp_path):
-    def base(value):
-        return base_model([manifest("init", "aaaa", **{"model.base": value})])
+    def base(value, on_hub=None):
+        return base_model([manifest("init", "aaaa", **{"model.base": value})], on_hub)
 
-    assert base("Qwen/Qwen3-0.6B") == Base("Qwen/Qwen3-0.6B", on_hub=True)
+    assert base("Qwen/Qwen3-0.6B", True) == Base("Qwen/Qwen3-0.6B", on_hub=True)
+    # A folder that is not there from here.
+    assert base("models/qwen3", False) == base("models/qwen3") == base("qwen3") == Base("qwen3")
+    write_json(tmp_path / "init" / "summary.json", {"base_on_hub": True})
+    StageFolder(tmp_path / "init").write_manifest(manifest("init", "aaaa", **{"model.base": "Qwen/Qwen3-4B"}))
+    assert provenance(tmp_path / "init").base == Base("Qwen/Qwen3-4B", on_hub=True)
     assert base(str(tmp_path / "gone" / "my-qwen")) == Base("my-qwen")
     assert base(None) == Base(None) == base_model([])
     (tmp_path / "README.md").write_text("---\n{not yaml\n---\n")

@@ -54,6 +54,15 @@ def test_one_folder_goes_to_the_very_id(push, hub):
     assert json.loads(hub.files["me/toy-family"]["config.json"])["model_type"] == "ruyi_qwen3"
 
 
+def test_what_an_earlier_export_left_there_is_not_loaded_with_the_next(push, hub, tmp_path):
+    stale = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "modeling_ruyi_qwen3.py"]
+    kept = {"notes.json": b"mine", "plot.py": b"mine", ".gitattributes": b"", "model.safetensors": b"old"}
+    hub.private["me/toy"], hub.files["me/toy"] = True, {**dict.fromkeys(stale, b"old"), **kept}
+    push("export.exit=small")
+    sent = {path.name for path in (tmp_path / "run" / "export" / "small-merged").iterdir()} - {"exported.json"}
+    assert hub.files["me/toy"].keys() == sent | kept.keys() and hub.files["me/toy"]["model.safetensors"] != b"old"
+
+
 def test_what_fails_after_the_export_leaves_it_and_goes_on(push, hub, tmp_path):
     hub.broken = "commit"
     shown = push("export.exit=small", status=1)

@@ -7,6 +7,7 @@ from transformers import Qwen2Config, Qwen3Config
 from ruyi_rl.family import Family
 from ruyi_rl.family.shape import family_shape
 from ruyi_rl.training.activation_memory import TokenLoad, activation_bytes, layer_bytes
+from ruyi_rl.training.memory import standing_gradients, training_state
 from ruyi_rl.training.memory_estimate import memory_estimate, pack_load, padded_load, rows_load
 
 SIZES = {
@@ -100,3 +101,13 @@ def test_modes_and_precisions():
     assert estimate("zero3_offload").training < sharded.training
     kept = estimate("zero2", reference=True).state.weights - estimate("zero2").state.weights
     assert kept == 2 * shape.parameters
+
+
+def test_gradients_that_stand_between_steps():
+    """ZeRO-3's flat buffer is never given back, nor are the buckets that ranks without DeepSpeed sum."""
+    own = 2 * 1000 // 8
+    found = {mode: standing_gradients(mode, 8, 1000, bits16=True) for mode in ("off", "zero1", "zero2", "zero3")}
+    assert found == {"off": 4000, "zero1": 0, "zero2": 0, "zero3": own}
+    assert standing_gradients("off", 1, 1000, bits16=True) == 0
+    assert training_state("zero3", 8, 1000, 0, True).gradients == own
+    assert training_state("off", 8, 1000, 0, True).gradients == 4000 + 4000

@@ -154,23 +154,26 @@ def test_more_ranks_take_less():
     for ranks in (8, 16):
         config = composed("ruyi2_14b", "memory")
         config.num_processes = ranks
-        (_, grpo) = memory.reports(config)
+        (_, grpo) = memory.reports(config, config.stages, memory.device(config))
         peaks.append(grpo[1].estimate.peak)
     assert peaks[1] < peaks[0]
 
 
 def test_a_base_on_the_hub_that_cannot_be_reached(monkeypatch):
-    import huggingface_hub
+    asked = []
 
-    def unreachable(*rest):
-        raise OSError("no network here")
+    class Session:
+        def get(self, url, **arguments):
+            asked.append(url)
+            raise OSError("no network here")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
     config = composed("ruyi2_14b", "memory")
-    config.model.base = "Qwen/Qwen3-14B-Base"
+    config.model.base = "owner/unknown"
     validate(config)
-    with pytest.raises(Refusal, match=r"model\.base: config\.json of Qwen/Qwen3-14B-Base cannot be had: no network"):
+    with pytest.raises(Refusal, match=r"model\.base: config\.json of owner/unknown cannot be had: no network"):
         run_tool(config)
+    assert len(asked) == 1 and asked[0].endswith("/owner/unknown/resolve/main/config.json"), "asked once"
 
 
 def test_impossible_devices():

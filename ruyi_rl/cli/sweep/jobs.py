@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import Override, RangeSweep, ValueType
 
 from ruyi_rl.cli.compose import Compositions, ConfigSource, compose_config, to_run_config
 from ruyi_rl.cli.overrides import parse_overrides
@@ -19,6 +19,8 @@ from ruyi_rl.config import RunConfig
 from ruyi_rl.pipeline import TOOLS, pending, steps
 from ruyi_rl.redaction import Redaction
 from ruyi_rl.refusal import Refusal
+from ruyi_rl.stages.exported import asked_exits
+from ruyi_rl.stages.options import FAMILY_FORMATS
 from ruyi_rl.validation import validate
 
 UNNAMED = ("fresh", "num_processes", "launch")
@@ -56,8 +58,17 @@ class Job:
 
 
 def split_sweep(overrides: list[str]) -> tuple[list[Override], list[Override]]:
-    """Parsed overrides with one value, and those with several, each in the order typed."""
+    """Parsed overrides with one value, and those with several, each in the order typed.
+
+    Raises:
+        Refusal: a range that holds nothing, or has no end.
+    """
     parsed = parse_overrides(overrides)
+    for override in parsed:
+        values = override.value()
+        if isinstance(values, RangeSweep) and (values.stop - values.start) * values.step <= 0:
+            problem = f"{override.get_value_string()} never gets from its start to its end"
+            raise Refusal(override.key_or_group, problem, "range(1,4) for 1, 2 and 3; range(3,0,-1) for 3, 2 and 1")
     return (
         [override for override in parsed if not override.is_sweep_override()],
         [override for override in parsed if override.is_sweep_override()],
@@ -105,27 +116,55 @@ def check_job(job: Job, source: ConfigSource, known: Compositions) -> Job:
 
 def check_folders(jobs: list[Job]) -> None:
     """Refuse jobs of which two would write in one place."""
-    owners: dict[tuple[str, str], int] = {}
+    owners: dict[tuple[str, str], Job] = {}
     for job in jobs:
         for key, place in written(job.config) if job.config is not None else ():
-            if (other := owners.setdefault((key, place), job.number)) != job.number:
-                default = "leave name and run_dir to the defaults" if key == "name" else f"leave {key} out"
-                raise Refusal(
-                    key,
-                    f"jobs {other} and {job.number} would both write {place}",
-                    f"{default}, or let it hold the swept values",
-                )
+            if (other := owners.setdefault((key, place), job)) is not job:
+                problem = f"jobs {other.number} and {job.number} would both write {place}"
+                raise Refusal(key, problem, _apart(key, other, job))
+
+
+def _apart(key: str, other: Job, job: Job) -> str:
+    """How two jobs that would write in one place are kept apart."""
+    differing = [_key(line) for line in job.swept if line not in other.swept]
+    if not differing:
+        return "they are the same"
+    if {_key(line) for line in job.overrides} & ({"name", "run_dir"} if key == "name" else {key}):
+        default = "leave name and run_dir to the defaults" if key == "name" else f"leave {key} out"
+        return f"{default}, or let it hold the swept values"
+    # A group's choice is a block of the configuration, and has a name.
+    blocks = [word for word in differing if hasattr(getattr(job.config, word, None), "name")]
+    words = "-".join(f"${{{word}.name}}" if word in blocks else f"${{{word}}}" for word in differing)
+    default = "name" if key == "name" else "folder"
+    verb = "do" if differing[1:] else "does"
+    return f"{' and '.join(differing)} {verb} not enter the default {default}: {key}='x-{words}'"
+
+
+def _key(line: str) -> str:
+    return line.lstrip("+").partition("=")[0]
 
 
 def written(config: RunConfig) -> list[tuple[str, str]]:
     """Keys that decide where a job writes, and the places there that no other job may write."""
     stage = config.stage.name
     if stage in ("generate", "serve", "export", "check_reward", "compare"):
-        places = [(f"{stage}.output", getattr(config, stage).output), ("push_to", config.push_to)]
-        return [(key, place) for key, place in places if place is not None]
+        output = getattr(config, stage).output
+        usual = [str(Path(config.run_dir) / stage / part) for part in _parts(config)]
+        places = [(f"{stage}.output", place) for place in ([output] if output else usual)]
+        return places + ([("push_to", config.push_to)] if config.push_to is not None else [])
     if stage == "new_reward":
         return [("name", config.name)]
     return [] if stage in (*TOOLS, "overview") else [("name", config.run_dir)]
+
+
+def _parts(config: RunConfig) -> list[str]:
+    """What `export` and `serve` write in a run's folder, as far as the configuration tells it; `*`: by the family."""
+    if config.stage.name == "serve":
+        return [config.serve.exit or "*"]
+    if config.stage.name != "export":
+        return []
+    format = config.export.format
+    return [format] if format in FAMILY_FORMATS else [f"{exit}-{format}" for exit in asked_exits(config) or ["*"]]
 
 
 def hidden_words(words: Sequence[str], jobs: Sequence[Job]) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
-from ruyi_rl.cli.sweep.record import DONE, FAILED, INTERRUPTED, KILLED, REFUSED
+from ruyi_rl.cli.sweep.record import DONE, FAILED, INTERRUPTED, KILLED
 from ruyi_rl.launchers import SET_PARENT_DEATH_SIGNAL
 
 PARENT = "RUYI_RL_SWEEP"
@@ -137,10 +137,13 @@ def run_job(
 
 
 def outcome(status: int) -> str:
-    """What an exit status makes of a job."""
+    """What an exit status makes of a job.
+
+    One that refused itself has failed: what was in its way, such as another process in its folder, may be gone later.
+    """
     if status in STOPPED:
         return INTERRUPTED
-    return {0: DONE, 2: REFUSED}.get(status, KILLED if status > 128 else FAILED)
+    return DONE if status == 0 else KILLED if status > 128 else FAILED
 
 
 def last_message(log: Path, start: int, status: int) -> str | None:

@@ -19,7 +19,7 @@ FILE = "sweep.json"
 WAITING, RUNNING, DONE, FAILED, KILLED, INTERRUPTED, REFUSED = (
     *("waiting", "running", "done", "failed", "killed", "interrupted", "refused"),
 )
-"""What a job may be."""
+"""What a job may be; `refused`: by the sweep itself, for good."""
 
 
 @dataclass
@@ -54,13 +54,15 @@ class SweepRecord:
     folder: Path
     command: str
     """As typed, without secrets."""
+    name: str
+    """By what its jobs are: see `sweep_name`."""
     jobs: dict[int, JobRecord] = field(default_factory=dict)
     metric: str | None = None
     """Of a search."""
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._earlier = {tuple(job.overrides): job for job in stored_jobs(self.folder)}
+        self._earlier = stored_jobs(self.folder, self.name)
 
     def add(self, job: Job) -> JobRecord:
         """The job's record, with what an earlier start of the sweep knew of it."""
@@ -72,9 +74,11 @@ class SweepRecord:
             config.run_dir if config else None,
             f"job-{job.number}.log",
         )
-        if (earlier := self._earlier.get(tuple(overrides))) is not None:
+        # Typed in another order the same jobs have other numbers; trials of a search may be the same but for theirs.
+        same = [each for each in self._earlier if sorted(each.overrides) == sorted(overrides)]
+        if (earlier := min(same, key=lambda each: each.job != job.number, default=None)) is not None:
             record.seconds, record.exit_status, record.value = earlier.seconds, earlier.exit_status, earlier.value
-            record.queue_id = earlier.queue_id
+            record.queue_id, record.log = earlier.queue_id, earlier.log
         if job.refusal is not None:
             record.status, record.message, record.exit_status = REFUSED, job.redaction.text(str(job.refusal)), 2
         elif job.done:
@@ -84,7 +88,7 @@ class SweepRecord:
 
     def take_over(self, numbers: set[int]) -> None:
         """Keeps what an earlier start recorded of these jobs."""
-        self.jobs |= {job.job: job for job in self._earlier.values() if job.job in numbers}
+        self.jobs |= {job.job: job for job in self._earlier if job.job in numbers}
 
     def change(self, number: int, **values: Any) -> None:
         """Changes a job's record on the disk."""
@@ -100,6 +104,7 @@ class SweepRecord:
     def _write(self) -> None:
         value = {
             "command": self.command,
+            "name": self.name,
             # Relative, so that a tree of runs can be moved as a whole.
             "working_folder": os.path.relpath(Path.cwd(), self.folder),
             **({"metric": self.metric} if self.metric else {}),
@@ -108,13 +113,21 @@ class SweepRecord:
         write_json(self.folder / FILE, value)
 
 
-def stored_jobs(folder: Path) -> list[JobRecord]:
+def stored_jobs(folder: Path, name: str) -> list[JobRecord]:
     """The jobs that `sweep.json` in this folder names; none where there is no such file.
 
     Raises:
-        Refusal: the file is not one that a sweep has written.
+        Refusal: the file is not one that a sweep has written, or it is another sweep's.
     """
-    return read_sweep(folder)[0] if (folder / FILE).is_file() else []
+    if not (folder / FILE).is_file():
+        return []
+    jobs, _ = read_sweep(folder)
+    stored = json.loads((folder / FILE).read_text())
+    # By the hash at its end: what stands before it follows from the jobs that are not refused.
+    if stored.get("name", name).rpartition("-")[2] != name.rpartition("-")[2]:
+        problem = f"{folder} holds another sweep: {stored['command']}"
+        raise Refusal("hydra.sweep.dir", problem, f"another folder, or none: multirun/{name}; what is done stays done")
+    return jobs
 
 
 def read_sweep(folder: Path) -> tuple[list[JobRecord], Path]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from ruyi_rl.cli.compose import Compositions, ConfigSource, compose_config, to_run_config
+from ruyi_rl.cli.launch import is_rank
 from ruyi_rl.cli.sweep.devices import visible_gpus
 from ruyi_rl.cli.sweep.display import SweepDisplay
 from ruyi_rl.cli.sweep.jobs import (
@@ -27,6 +27,7 @@ from ruyi_rl.cli.sweep.record import DONE, FAILED, REFUSED, SweepRecord
 from ruyi_rl.cli.sweep.search import Search, check_stage, metric_of, open_search, result
 from ruyi_rl.cli.sweep.settings import SweepSettings, sweep_settings
 from ruyi_rl.cli.sweep.submitted import check_submitted, launch_submitted
+from ruyi_rl.refusal import Refusal
 from ruyi_rl.report.console import run_console
 from ruyi_rl.run_folder import locked, require_writable
 
@@ -43,16 +44,18 @@ def run_sweep(overrides: list[str], source: ConfigSource, flags: list[str]) -> i
         The exit status: 0; 1 where a job is not done; 128 + the signal that stopped the sweep.
 
     Raises:
-        Refusal: every job is refused, two would write in one place, or the sweep cannot be launched.
+        Refusal: every job is refused, two would write in one place, the sweep cannot be launched, or is itself a rank.
     """
+    if is_rank() and os.environ["WORLD_SIZE"] != "1":
+        problem = f"a launcher has made this one of {os.environ['WORLD_SIZE']} ranks, for which every job would wait"
+        raise Refusal("-m", problem, "without the launcher, num_processes=n: each job starts its own ranks")
     settings, rest = sweep_settings(overrides, source)
     command = ["python", "-m", "ruyi_rl", "-m", *flags, *overrides]
     if settings.search is not None:
         return run_search(settings, rest, source, flags, command)
     jobs = checked_jobs(sweep_jobs(rest), source)
     name = sweep_name(hidden_words(rest, jobs), swept_keys(rest), first_stage(jobs))
-    folder = sweep_folder(settings.folder, name)
-    return run_jobs(jobs, folder, settings, flags, shlex.join(hidden_words(command, jobs)))
+    return run_jobs(jobs, name, settings, flags, shlex.join(hidden_words(command, jobs)))
 
 
 def checked_jobs(jobs: list[Job], source: ConfigSource) -> list[Job]:
@@ -75,14 +78,15 @@ def first_stage(jobs: Sequence[Job]) -> str:
     return next(job.config.stage.name for job in jobs if job.config is not None)
 
 
-def run_jobs(jobs: list[Job], folder: Path, settings: SweepSettings, flags: list[str], command: str) -> int:
+def run_jobs(jobs: list[Job], name: str, settings: SweepSettings, flags: list[str], command: str) -> int:
     """Run what is not done of these jobs; see `run_sweep`."""
+    folder = sweep_folder(settings.folder, name)
     todo = [job for job in jobs if not job.done and job.refusal is None]
     check_launch(todo, settings)
     require_writable(folder)
     console = run_console()
     with locked(folder):
-        record = SweepRecord(folder, command)
+        record = SweepRecord(folder, command, name)
         for job in jobs:
             record.add(job)
         record.write()
@@ -106,13 +110,12 @@ def run_search(
     check_stage(plain)
     metric, seed = metric_of(options, plain), options.sampler.seed
     also = {"metric": metric, "direction": options.direction, "sampler": settings.sampler, "seed": seed}
-    folder = sweep_folder(
-        settings.folder, sweep_name(hidden_words(overrides, [shared]), swept_keys(overrides), plain.stage.name, also)
-    )
+    name = sweep_name(hidden_words(overrides, [shared]), swept_keys(overrides), plain.stage.name, also)
+    folder = sweep_folder(settings.folder, name)
     require_writable(folder)
     with locked(folder):
+        record = SweepRecord(folder, shlex.join(hidden_words(command, [shared])), name, metric=metric)
         search = open_search(options, settings.sampler, overrides, folder, plain.seed if seed is None else seed)
-        record = SweepRecord(folder, shlex.join(hidden_words(command, [shared])), metric=metric)
         record.take_over(search.ended())
         display = SweepDisplay(run_console(), record, live=settings.launcher != "basic", total=search.trials)
         stop = SweepStop(lambda line: display.say(line, style="yellow"))

@@ -67,6 +67,9 @@ class Search:
         from optuna.trial import TrialState
 
         open_trials = [each for each in self.study.get_trials(deepcopy=False) if each.state == TrialState.RUNNING]
+        for each in [each for each in open_trials if each.params.keys() != self.space.keys()]:
+            open_trials.remove(each)  # killed while it was drawn
+            self.study.tell(each.number, state=TrialState.FAIL)
         jobs = [self.job(each.number, each.params) for each in open_trials if each.number + 1 not in without][:count]
         while len(jobs) < count and (number := len(self.study.trials)) < self.trials:
             # Anew for each trial, so that a study that goes on draws what it would have drawn.
@@ -117,7 +120,7 @@ def open_search(options: OptunaSweeper, sampler: str, overrides: list[str], fold
     """The study in the sweep's folder, new or as an earlier start left it.
 
     Raises:
-        Refusal: nothing to search in, or optuna is not installed or does not take the storage.
+        Refusal: nothing to search in, a study of another search, no optuna, or a storage that it does not take.
     """
     try:
         import optuna
@@ -140,6 +143,10 @@ def open_search(options: OptunaSweeper, sampler: str, overrides: list[str], fold
     except Exception as error:  # noqa: BLE001 - whatever SQLAlchemy says of a URL
         reason = str(error).partition("\n")[0]
         raise Refusal("hydra.sweeper.storage", f"{storage}: {reason}", "sqlite:///<file>.db") from None
+    known = {name: each for trial in study.get_trials(deepcopy=False) for name, each in trial.distributions.items()}
+    if study.direction.name.lower() != options.direction or not known.items() <= space.items():
+        problem = f"{study.study_name} in {storage} searches in other values, or in another direction"
+        raise Refusal("hydra.sweeper.study_name", problem, "another name, or the values that it was begun with")
     return Search(study, space, [override.input_line for override in plain], options, sampler, seed)
 
 

@@ -86,6 +86,9 @@ def _check_shape(override: Override) -> None:
     if key in GROUPS:
         if (choice := override.value()) not in GROUPS[key]:
             raise Refusal(key, f"{choice!r} is no choice of this group", nearest(str(choice), GROUPS[key]))
+    elif key == "hydra.sweep.dir" and CLOCK in str(override.value()):
+        problem = f"{override.value()!r} changes with every start, so that no command could go on with what is not done"
+        raise Refusal(key, problem, "a folder without ${now:…}; left out, its name follows from the command")
     elif key == "hydra.sweep.subdir":
         raise Refusal(key, "each job writes in the folder of its run", "run_dir; hydra.sweep.dir holds the record")
     elif key != "hydra.sweep.dir" and not key.startswith(("hydra.launcher.", "hydra.sweeper.")):

@@ -38,6 +38,8 @@ class SubmittedJob:
 
     command: list[str]
     log: str
+    sweep: int | None = None
+    """Process of this machine with which the job ends; None: a queue's job goes on without the sweep."""
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def __call__(self) -> int:
@@ -58,6 +60,9 @@ class SubmittedJob:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._pass_on)
         while self.process.poll() is None:
+            if self.sweep is not None and has_ended(self.sweep):
+                self._pass_on(signal.SIGTERM)
+                self.sweep = None
             time.sleep(POLL_SECONDS)
         return self.process.returncode if self.process.returncode >= 0 else 128 - self.process.returncode
 
@@ -70,9 +75,9 @@ class SubmittedJob:
             # Not by wait(): this interrupts the call that waits, and may hold its lock.
             while not has_ended(self.process.pid):
                 time.sleep(POLL_SECONDS)
-        return submitit.helpers.DelayedSubmission(SubmittedJob(self.command, self.log))
+        return submitit.helpers.DelayedSubmission(SubmittedJob(self.command, self.log, self.sweep))
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+    def _pass_on(self, number: int, frame: FrameType | None = None) -> None:
         if self.process is not None and not has_ended(self.process.pid):
             self.process.send_signal(number)
 
@@ -159,7 +164,8 @@ def launch_submitted(jobs: Sequence[Job], launch: Launch, settings: SweepSetting
         # What the shell sends on Ctrl-C would end submitit's own processes, and so the jobs, within a second.
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            functions = [SubmittedJob(launch.command(job), str(launch.log(job).absolute())) for job in fresh]
+            sweep = None if settings.launcher == SLURM else os.getpid()
+            functions = [SubmittedJob(launch.command(job), str(launch.log(job).absolute()), sweep) for job in fresh]
             with submitit_environment():
                 submitted = queue.submit_array(functions)
         finally:

@@ -41,7 +41,8 @@ def _cell(group: Group, metric: Metric, exit: str, first: bool) -> str:
     cell = group.cells.get((metric.label, exit))
     if cell is None and (cell := group.cells.get((metric.label, ""))) is not None and not first:
         return ""  # of the whole run: once
-    return cell_text(metric, cell)
+    fewer = f" (n={cell.n})" if cell is not None and cell.n < len(group.runs) else ""
+    return cell_text(metric, cell) + fewer
 
 
 def cell_text(metric: Metric, cell: Cell | None) -> str:

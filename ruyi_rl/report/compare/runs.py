@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ruyi_rl.cli.sweep.record import FILE, JobRecord, read_sweep
 from ruyi_rl.pipeline import ORDER
 from ruyi_rl.refusal import Refusal
@@ -34,10 +36,12 @@ class ComparedRun:
     status: str = DONE
     message: str | None = None
     """Why there is no result."""
+    sweep: Path | None = None
+    """Folder of the sweep that it is a job of, absolute."""
 
 
 def find_runs(sources: Sequence[str], stage: str | None) -> list[ComparedRun]:
-    """The runs of sweep folders, run folders, stage folders and patterns of them, each once, in order.
+    """The runs of sweep folders, run folders, stage folders and patterns of them, each result once, in order.
 
     Args:
         stage: whose results; None: what a sweep asked for, else the furthest stage that has begun.
@@ -45,7 +49,7 @@ def find_runs(sources: Sequence[str], stage: str | None) -> list[ComparedRun]:
     Raises:
         Refusal: nothing there, or a folder without a run.
     """
-    found: dict[str, ComparedRun] = {}
+    found: dict[tuple[Path, str | None], ComparedRun] = {}
     for source in sources:
         paths = [Path(source)] if Path(source).exists() else [Path(path) for path in sorted(glob.glob(source))]
         runs = [run for path in paths for run in _runs_in(path, stage)]
@@ -53,7 +57,8 @@ def find_runs(sources: Sequence[str], stage: str | None) -> list[ComparedRun]:
             problem = "holds no sweep and no run" if paths else "is no folder, and no folder fits it"
             raise Refusal("runs", f"{source} {problem}", "a sweep folder, run folders, or a pattern such as runs/lr-*")
         for run in runs:
-            found.setdefault(run.folder or f"{source}/{run.name}", run)
+            place = Path(run.folder).resolve() if run.folder else (run.sweep or Path()) / run.name
+            found.setdefault((place, run.stage), run)
     return list(found.values())
 
 
@@ -65,7 +70,7 @@ def sweep_of(sources: Sequence[str]) -> Path | None:
 def _runs_in(path: Path, stage: str | None, below: bool = True) -> list[ComparedRun]:
     if (path / FILE).is_file():
         jobs, working = read_sweep(path)
-        return [_job_run(job, working, stage) for job in jobs]
+        return [_job_run(job, working, path.resolve(), stage) for job in jobs]
     if (path / "manifest.json").is_file():
         return [_run(path.parent, path.name)]
     if _stages(path):
@@ -79,16 +84,24 @@ def _stages(folder: Path) -> list[str]:
     return [stage for stage in ORDER if (folder / stage / "manifest.json").is_file()]
 
 
-def _job_run(job: JobRecord, working: Path, stage: str | None) -> ComparedRun:
+def _last_stage(folder: Path) -> str | None:
+    """The stage that the pipeline of a run ends with, begun or not; None: none has begun."""
+    begun = _stages(folder)
+    file = folder / begun[-1] / "config.yaml" if begun else folder
+    stored = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return (stored.get("stages") or begun or [None])[-1]
+
+
+def _job_run(job: JobRecord, working: Path, sweep: Path, stage: str | None) -> ComparedRun:
     """The run of a sweep's job."""
     pairs = [line.lstrip("+").partition("=") for line in job.overrides]
     swept = {key: value for key, _, value in pairs if key != "seed"}
     name = f"job {job.job}" + (f" ({' '.join(job.overrides)})" if job.overrides else "")
     if job.run_dir is None:
-        return ComparedRun(name, None, job.stage, swept=swept, status=job.status, message=job.message)
-    asked = stage or (job.stage if job.stage in ORDER else None)
-    run = _run(working / job.run_dir, asked)
-    run.swept, run.name = swept, name
+        return ComparedRun(name, None, job.stage, swept=swept, sweep=sweep, status=job.status, message=job.message)
+    folder = working / job.run_dir
+    run = _run(folder, stage or (job.stage if job.stage in ORDER else _last_stage(folder)))
+    run.swept, run.sweep, run.name = swept, sweep, name
     if run.summary is None:
         run.status = job.status if job.status != DONE else run.status
         run.message = job.message or run.message

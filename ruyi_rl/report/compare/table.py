@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ class Cell:
     standard_error: float | None
     """Of the mean; None for one run."""
     before: float | None = None
+    """None where one of the runs has none: a change is of the same runs before and after."""
     change: float | None = None
     """Mean over the runs of after - before."""
     change_standard_error: float | None = None
@@ -65,7 +66,7 @@ def compare(runs: Sequence[ComparedRun], metrics: Sequence[Metric]) -> Compariso
     """
     finished = [run for run in runs if run.summary is not None]
     # Within one sweep what was typed says it best; else what the configurations say.
-    by_sweep = bool(finished) and all(run.swept for run in finished) and len({tuple(r.swept) for r in finished}) == 1
+    by_sweep = all(run.swept for run in finished) and len({(run.sweep, *run.swept) for run in finished}) == 1
     values = [dict(run.swept) if by_sweep else dict(run.values) for run in finished]
     stages = {run.stage for run in finished}
     if len(stages) > 1:
@@ -75,15 +76,21 @@ def compare(runs: Sequence[ComparedRun], metrics: Sequence[Metric]) -> Compariso
     for run, value in zip(finished, values):
         chosen = {key: value.get(key) for key in keys}
         groups.setdefault(_text(chosen), Group(chosen, [], {})).runs.append(run)
-    exits: dict[str, None] = {}
     for group in groups.values():
         for metric in metrics:
             found = [metric.values(run.summary or {}) for run in group.runs]
             for exit in dict.fromkeys(exit for each in found for exit in each):
                 group.cells[metric.label, exit] = aggregate([each[exit] for each in found if exit in each])
-                exits |= {exit: None} if exit else {}
     missing = [run for run in runs if run.summary is None]
-    return Comparison(keys, list(exits), list(metrics), list(groups.values()), missing, same)
+    exits = exits_in_order([run.summary or {} for run in finished], list(groups.values()))
+    return Comparison(keys, exits, list(metrics), list(groups.values()), missing, same)
+
+
+def exits_in_order(summaries: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> list[str]:
+    """The exits of the cells as the summaries order them, shallowest first; the family with the most exits leads."""
+    known = sorted((list(summary.get("exits") or {}) for summary in summaries), key=len, reverse=True)
+    shown = [exit for group in groups for _, exit in group.cells if exit]
+    return [exit for exit in dict.fromkeys([*(exit for names in known for exit in names), *shown]) if exit in shown]
 
 
 def differing_keys(values: Sequence[dict[str, Any]]) -> tuple[list[str], dict[str, list[str]]]:
@@ -120,12 +127,12 @@ def aggregate(values: Sequence[tuple[float | None, float]]) -> Cell:
     """
     after = [value for _, value in values]
     before = [first for first, _ in values if first is not None]
-    changes = [value - first for first, value in values if first is not None]
+    changes = [value - first for first, value in values if first is not None] if len(before) == len(after) else []
     return Cell(
         n=len(after),
         mean=statistics.fmean(after),
         standard_error=standard_error(after),
-        before=statistics.fmean(before) if before else None,
+        before=statistics.fmean(before) if changes else None,
         change=statistics.fmean(changes) if changes else None,
         change_standard_error=standard_error(changes),
     )

@@ -24,10 +24,8 @@ from ruyi_rl.report.html.routing_chart import routings
 from ruyi_rl.report.html.samples import samples
 from ruyi_rl.report.html.stage_history import history
 from ruyi_rl.report.tables import better_before, duration
-from ruyi_rl.run_folder import write_text
+from ruyi_rl.run_folder import REPORT, write_text
 
-FILE = "report.html"
-"""The report's name in a run's folder."""
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -40,7 +38,7 @@ def write_report(folder: Path) -> Path | None:
     run = read_run(folder)
     if not run.stages:
         return None
-    path = folder / FILE
+    path = folder / REPORT
     # A completion may hold half a surrogate pair, which no encoding has.
     write_text(path, page(run).encode("utf-8", "replace").decode("utf-8"))
     return path

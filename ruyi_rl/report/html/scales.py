@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 """Distances of ticks, times a power of ten, that are read at a glance."""
+SMALLEST = 1e-300
+"""What lies closer together is one value: quotients of smaller numbers are not exact."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ def span(values: Sequence[float], bounds: tuple[float | None, float | None] = (N
     if not finite:
         return 0.0, 1.0
     low, high = min(finite), max(finite)
-    spread = high - low or abs(high) or 1.0
+    spread = high - low or abs(high)
+    spread = spread if spread >= SMALLEST else 1.0
     wide_low, wide_high = low - 0.06 * spread, high + 0.06 * spread
     if high == low:
         wide_low, wide_high = low - 0.5 * spread, high + 0.5 * spread

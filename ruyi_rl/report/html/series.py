@@ -12,16 +12,18 @@ BUCKETS = 150
 """Points of a thinned line, about: a panel is some 300 pixels wide."""
 SMOOTHED = 0.05
 """Share of all values over which the running mean goes, as in `curves.png`."""
+LARGEST = 1e300
+"""A value beyond it is left out: differences and sums would not be finite."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """The finite values of one key."""
+    """The values of one key that can be drawn."""
 
     steps: list[float]
     values: list[float]
     left_out: int = 0
-    """Values that are NaN or infinite."""
+    """Values that are NaN, infinite or beyond `LARGEST`."""
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
@@ -37,7 +39,7 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
         for key, value in row.items():
             if key in ("phase", "step", "epoch") or isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
-            if math.isfinite(value):
+            if abs(value) < LARGEST:
                 steps, values = found.setdefault(key, ([], []))
                 steps.append(step)
                 values.append(float(value))

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from ruyi_rl.report.html.page import FILE, write_report
-from ruyi_rl.run_folder import write_text
+from ruyi_rl.report.html.page import write_report
+from ruyi_rl.run_folder import REPORT, write_text
 
 REFRESH_SECONDS = 60.0
 """Least time between two reports of a training."""
@@ -29,10 +29,15 @@ def keep_report(run: Path, say: Callable[[str], None]) -> None:
         write_report(run)
         (run / ERROR_FILE).unlink(missing_ok=True)
     except Exception as error:  # noqa: BLE001  the report is about the run, not of it: its faults must not cost a stage
-        told = " ".join("".join(traceback.format_exception_only(error)).split())
-        say(f"{run / FILE} could not be written: {told}. The run is as it was; stage=report tries again")
-        with suppress(OSError):  # as on a full disk, which has been told
-            write_text(run / ERROR_FILE, "".join(traceback.format_exception(error)))
+        say(f"{fault(run, error)}. The run is as it was; stage=report tries again")
+
+
+def fault(run: Path, error: Exception) -> str:
+    """Keeps what went wrong with a report in `report-error.txt`; returns it on one line."""
+    with suppress(OSError):  # as on a full disk, which is told
+        write_text(run / ERROR_FILE, "".join(traceback.format_exception(error)))
+    told = " ".join("".join(traceback.format_exception_only(error)).split())
+    return f"{run / REPORT} could not be written: {told}"
 
 
 class Upkeep:
