@@ -94,27 +94,7 @@ def joint_training(
             )
         except ValueError as error:
             raise Refusal(key, str(error)) from error
-    longest = args.max_length if args.packing else lengths.longest
-    plan = StepPlan(
-        world_size=args.world_size,
-        began_on=began_on,
-        micro_batch=args.per_device_train_batch_size,
-        micro_batches=args.gradient_accumulation_steps,
-        optimiser_steps=sft_steps(
-            len(trainer.train_dataset),
-            args.per_device_train_batch_size,
-            args.world_size,
-            args.gradient_accumulation_steps,
-            args.num_train_epochs,
-            args.max_steps,
-        ),
-        prompts=lengths,
-        longest_row=longest,
-        weights=sizes,
-        trained=trained_parameters(trainer.model),
-        memory=memory_report(config, context.step.stage, trainer.model, args, options, longest_row=longest),
-    )
-    print_plan(context.console, plan)
+    print_plan(context.console, step_plan(context, trainer, options, lengths, sizes))
     description = context.step.stage if phase == 1 else f"{context.step.stage}, stage two"
     watching = None
     if watch is not None:
@@ -128,6 +108,38 @@ def joint_training(
         ranks.on_rank_zero(lambda: restore_frozen(start, save_to, list(exits)))
         context.mirror()
     return found
+
+
+def step_plan(
+    context: StageContext, trainer: FamilySFTTrainer, options: SFTOptions, rows: Prompts, weights: Mapping[str, int]
+) -> StepPlan:
+    """How the training's batches are put together and what they take.
+
+    Args:
+        rows: lengths of the rows that the trainer was given.
+        weights: see `weight_bytes`.
+    """
+    args = trainer.args
+    longest = args.max_length if args.packing else rows.longest
+    return StepPlan(
+        world_size=args.world_size,
+        began_on=context.manifest.world_size,
+        micro_batch=args.per_device_train_batch_size,
+        micro_batches=args.gradient_accumulation_steps,
+        optimiser_steps=sft_steps(
+            len(trainer.train_dataset),
+            args.per_device_train_batch_size,
+            args.world_size,
+            args.gradient_accumulation_steps,
+            args.num_train_epochs,
+            args.max_steps,
+        ),
+        prompts=rows,
+        longest_row=longest,
+        weights=weights,
+        trained=trained_parameters(trainer.model),
+        memory=memory_report(context.config, context.step.stage, trainer.model, args, options, longest_row=longest),
+    )
 
 
 def row_limit(args: SFTConfig) -> int | None:
