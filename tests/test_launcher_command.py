@@ -36,7 +36,9 @@ def told(tmp_path):
         "here = sys.modules.pop('ruyi_rl')\n"
         f"sys.path.insert(0, {str(Path(launcher_command.__file__).parents[1])!r})\n"
         "from ruyi_rl.launcher_command import launched_command, without_local_rank\n"
-        "print('\\ngo on:', launched_command(without_local_rank(sys.argv[1:])), 'was given', sys.argv[1:])\n"
+        "command = launched_command(without_local_rank(sys.argv[1:]))\n"
+        # One write: deepspeed's ranks are unbuffered, and the pieces of a print would mix with the other rank's.
+        "sys.stdout.write(f'\\ngo on: {command} was given {sys.argv[1:]}\\n')\n"
     )
     (package / "__init__.py").touch()
 
