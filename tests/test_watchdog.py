@@ -1,11 +1,13 @@
 """The watchdog on a clock of its own: what counts as silence, when a run ends, and what its ranks say then."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -240,6 +242,18 @@ def test_heartbeats_of_an_earlier_attempt_are_removed(tmp_path):
     (tmp_path / "ranks" / "rank-7.json").write_text("{}")
     with watched(context(tmp_path, minutes=1.0)):
         assert not (tmp_path / "ranks" / "rank-7.json").exists()
+
+
+def test_a_late_rank_may_take_the_folder_away_while_it_is_listed(tmp_path, monkeypatch):
+    (tmp_path / "ranks").mkdir()
+
+    def listed(folder, pattern):
+        folder.rmdir()  # what a rank does that leaves the section before
+        return os.scandir(folder)
+
+    monkeypatch.setattr(Path, "glob", listed)
+    with watched(context(tmp_path, minutes=1.0)):
+        assert soon((tmp_path / "ranks" / "rank-0.json").exists)
 
 
 HOLDS_THE_INTERPRETER = """
